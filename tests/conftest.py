@@ -1,0 +1,48 @@
+"""What every test shares: one thread, a known seed, an empty parameter store, the data folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Set before torch and matplotlib are imported, here and in the processes that tests start: several
+# workers share few cores, and no test may need a display.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pyro
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data-root",
+        default=os.environ.get("PYRO_SPARSE_DATA"),
+        metavar="DIR",
+        help="folder with MNIST/ and uci/, for the tests on real data "
+        "(default: the environment variable PYRO_SPARSE_DATA; they are skipped without it)",
+    )
+
+
+@pytest.fixture(scope="session")
+def data_root(pytestconfig: pytest.Config) -> Path:
+    """Folder of the data sets that are not embedded, as `--data-root` of the command line."""
+    given = pytestconfig.getoption("--data-root")
+    if not given:
+        pytest.skip("needs data: give --data-root DIR or set PYRO_SPARSE_DATA")
+    root = Path(given).resolve()
+    if not root.is_dir():
+        pytest.skip(f"needs data: the data root {root} is no folder")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """Seed torch, NumPy and random, and let no parameter or default dtype leak between tests."""
+    dtype = torch.get_default_dtype()
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
