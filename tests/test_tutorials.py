@@ -12,8 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "tutorials").glob("
 def test_notebook_runs(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
-    # Else jupyter_core warns that its folders will move.
-    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.delenv("MPLBACKEND")  # the kernel draws into the notebook
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
