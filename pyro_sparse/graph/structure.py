@@ -1,0 +1,258 @@
+"""Groups, and how their parameters become rows and back.
+
+Convention: unit ``j`` of a slice owns the entries ``j·block … (j+1)·block − 1`` of the parameter's
+dimension ``dim``. A group's *rows* are the writers' slices, one unit a row, weight first and bias
+last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["Graph", "Group", "ParameterSlice", "ReaderSlice"]
+
+
+@dataclass(frozen=True)
+class ParameterSlice:
+    """A group's units along dimension ``dim`` of a parameter, ``block`` consecutive entries each.
+
+    ``block`` is 1 but where channels were flattened before a linear layer (height times width).
+    """
+
+    parameter: str
+    dim: int
+    block: int = 1
+
+    def __str__(self) -> str:
+        return self.parameter if self.block == 1 else f"{self.parameter} (×{self.block})"
+
+
+@dataclass(frozen=True)
+class ReaderSlice(ParameterSlice):
+    """The columns with which a layer reads a group's units.
+
+    ``constant`` is what an excluded unit (its row all zero) emits at this reader in eval mode, one
+    number an entry of its block: all 0 after ReLU or SiLU, ½ after a sigmoid. Columns times
+    constant may move into the reader's bias, exactly. It is None where they may not, because the
+    emission meets the reader with zero padding or varies over positions: then one constant unit
+    has to stay.
+    """
+
+    constant: tuple[float, ...] | None = (0.0,)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The units that one layer writes (or the input features), and everything that they touch.
+
+    name: dotted name of the writing module; ``"input"`` for the input features.
+    size: number of units.
+    kind: ``"linear"``, ``"conv"`` or ``"input"``.
+    writers: slices that make up the rows; none for the input.
+    readers: slices that read the units.
+    prunable: whether single units can be removed.
+    reason: why not, in one sentence; empty if prunable.
+    node: name of the ``torch.fx`` node at whose output the units first appear.
+    dim: the dimension of that output in which they lie.
+    """
+
+    name: str
+    size: int
+    kind: str
+    writers: tuple[ParameterSlice, ...]
+    readers: tuple[ReaderSlice, ...]
+    prunable: bool
+    reason: str
+    node: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The groups of a network, in the order of its forward pass.
+
+    shapes: shape of every parameter that stands in some group's rows.
+    ungrouped: the parameters that stand in none, and why.
+    aliases: further names of grouped parameters (tied weights), and the name used here.
+    """
+
+    groups: tuple[Group, ...]
+    shapes: Mapping[str, torch.Size]
+    ungrouped: Mapping[str, str]
+    aliases: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __contains__(self, name: object) -> bool:
+        return any(group.name == name for group in self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no group {name!r}; there are {', '.join(g.name for g in self.groups)}")
+
+    def row_length(self, name: str) -> int:
+        """Numbers in a row of group ``name``: incoming weights, and the bias where there is one."""
+        group = self[name]
+        return sum(self.shapes[w.parameter].numel() for w in group.writers) // max(group.size, 1)
+
+    def rows(self, parameters: Mapping[str, Tensor], name: str) -> Tensor:
+        """The rows of group ``name``, shape ``(units, row length)``.
+
+        :param parameters: the network's tensors by name, in the shapes of :attr:`shapes`.
+        :raises ValueError: for the input features, which have no parameters.
+        """
+        group = self[name]
+        if not group.writers:
+            raise ValueError(f"group {name!r} has no parameters of its own, hence no rows")
+        return torch.cat(
+            [
+                parameters[w.parameter].movedim(w.dim, 0).reshape(group.size, -1)
+                for w in group.writers
+            ],
+            dim=1,
+        )
+
+    def parameters(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters with the given rows, by name: the inverse of :meth:`rows`.
+
+        Only slices, reshapes and moves dimensions, so that tensor subclasses pass.
+
+        :param rows: for any of the groups, a tensor ``(units, row length)``.
+        :raises ValueError: where a shape is another.
+        """
+        parameters = {}
+        for name, value in rows.items():
+            group = self[name]
+            expected = (group.size, self.row_length(name))
+            if tuple(value.shape) != expected:
+                raise ValueError(
+                    f"expected rows of shape {expected} (units, row length) for group {name!r}, "
+                    f"got {tuple(value.shape)}"
+                )
+            start = 0
+            for writer in group.writers:
+                shape = list(self.shapes[writer.parameter])
+                stop = start + self.shapes[writer.parameter].numel() // group.size
+                shape.insert(0, shape.pop(writer.dim))
+                part = value[:, start:stop].reshape(shape)
+                parameters[writer.parameter] = part.movedim(0, writer.dim) if writer.dim else part
+                start = stop
+        for alias, name in self.aliases.items():
+            if name in parameters:
+                parameters[alias] = parameters[name]
+        return parameters
+
+    def gate_inputs(self, inputs: Tensor, gate: Tensor) -> Tensor:
+        """``inputs`` times a gate on the units of the group ``"input"``.
+
+        :param inputs: a batch of the network's inputs, ``(batch, ...)``.
+        :param gate: ``(units,)`` or ``(batch, units)``.
+        """
+        group = self["input"]
+        if gate.shape[-1] != group.size:
+            raise ValueError(
+                f"expected a gate on {group.size} input units, got shape {tuple(gate.shape)}"
+            )
+        if inputs[0].numel() == group.size:  # features: all entries of an input, flattened
+            return (inputs.flatten(1) * gate).reshape(inputs.shape)
+        trailing = inputs.ndim - 1 - group.dim
+        return inputs * gate.reshape(*gate.shape, *[1] * trailing)
+
+    def check_keep(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks as boolean CPU tensors for every group; groups not mentioned keep all units.
+
+        :param keep: for any of the groups, a boolean mask ``(units,)``.
+        :raises ValueError: for an unknown group, a mask of another shape or type, or a mask that
+            drops units of a group that is not prunable.
+        """
+        names = [group.name for group in self]
+        unknown = [name for name in keep if name not in names]
+        if unknown:
+            raise ValueError(f"no group {unknown[0]!r}; there are {', '.join(names)}")
+        masks = {}
+        for group in self:
+            mask = keep.get(group.name)
+            if mask is None:
+                mask = torch.ones(group.size, dtype=torch.bool)
+            if mask.dtype != torch.bool or tuple(mask.shape) != (group.size,):
+                raise ValueError(
+                    f"expected a boolean mask of shape ({group.size},) for group {group.name!r}, "
+                    f"got {mask.dtype} of shape {tuple(mask.shape)}"
+                )
+            if not group.prunable and not mask.all():
+                raise ValueError(
+                    f"the mask drops {int((~mask).sum())} units of group {group.name!r}, which is "
+                    f"not prunable: {group.reason}"
+                )
+            masks[group.name] = mask.cpu()
+        return masks
+
+    def masked_parameters(
+        self, parameters: Mapping[str, Tensor], keep: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """``parameters`` with the rows of excluded units set to 0.
+
+        With them the full network is the *masked* network, which a compact network must equal. An
+        excluded unit then emits f(0) through its activation f. Input units have no row: gate them
+        with :meth:`gate_inputs`.
+
+        :param parameters: tensors by name; those of other names pass unchanged.
+        :param keep: boolean masks by group, as in :meth:`check_keep`.
+        """
+        masks = self.check_keep(keep)
+        masked = dict(parameters)
+        for group in self:
+            for writer in group.writers:
+                if writer.parameter not in masked:
+                    continue
+                value = masked[writer.parameter]
+                mask = masks[group.name].repeat_interleave(writer.block).to(value.device)
+                shape = [1] * value.ndim
+                shape[writer.dim] = -1
+                # where, not a product: an excluded unit's infinite weight must not become NaN.
+                masked[writer.parameter] = value.where(mask.reshape(shape), 0)
+        for alias, name in self.aliases.items():
+            if alias in masked and name in masked:
+                masked[alias] = masked[name]
+        return masked
+
+    def explain(self) -> str:
+        """A table of the groups, and of the parameters that stand in none, with the reasons."""
+        header = ("group", "kind", "units", "row", "read by", "prunable")
+        table: list[Sequence[str]] = [header]
+        for group in self:
+            readers = ", ".join(str(reader) for reader in group.readers) or "–"
+            row = str(self.row_length(group.name)) if group.writers else "–"
+            verdict = "yes" if group.prunable else f"no: {group.reason}"
+            table.append((group.name, group.kind, str(group.size), row, readers, verdict))
+        widths = [max(len(line[i]) for line in table) for i in range(len(header) - 1)]
+        text = [
+            "  ".join(
+                [
+                    # numbers to the right, words to the left
+                    cell.rjust(width) if header[i] in ("units", "row") else cell.ljust(width)
+                    for i, (cell, width) in enumerate(zip(line, widths, strict=False))
+                ]
+                + [line[-1]]
+            )
+            for line in table
+        ]
+        if self.ungrouped:
+            text += ["", "parameters in no group:"]
+            text += [f"  {name}: {reason}" for name, reason in self.ungrouped.items()]
+        return "\n".join(text)
+
+
+def blocked(group: Group, reason: str) -> Group:
+    """``group`` as not prunable; the first reason stays."""
+    return group if not group.prunable else replace(group, prunable=False, reason=reason)
