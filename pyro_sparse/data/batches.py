@@ -1,0 +1,84 @@
+"""Mini-batches of tensors that are already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """Iterates over ``(x[i], y[i])``, one pass an epoch, in a new order each time.
+
+    For data that fit in memory this is what a ``DataLoader`` does, without a Python call a row:
+    one permutation an epoch, one ``index_select`` a batch, on the device where the tensors lie.
+    The order is a function of the generator alone, whatever the device and the global seed.
+
+    Args:
+        x: features.
+            Shape: (N, ...).
+        y: labels or targets.
+            Shape: (N, ...).
+        batch_size: rows a batch; the last one is smaller unless ``drop_last``.
+        shuffle: a new permutation each epoch; otherwise the rows in order.
+        seed: seeds the loader's own generator; unused when ``generator`` is given.
+        generator: a CPU generator to draw the permutations from.
+        drop_last: leave out a last batch with fewer than ``batch_size`` rows.
+
+    Raises:
+        ValueError: x and y differ in length, the batch size is below one, or there would be no
+            batch at all.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if len(x) != len(y):
+            raise ValueError(
+                f"Batches: expected as many rows in x as in y, but x has shape {tuple(x.shape)} "
+                f"and y has shape {tuple(y.shape)}."
+            )
+        if batch_size < 1:
+            raise ValueError(f"Batches: expected batch_size of at least 1, got {batch_size}.")
+        self.x, self.y = x, y
+        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
+        if len(self) == 0:
+            advice = "Use a smaller batch_size or drop_last=False." if len(x) else "Check the data."
+            raise ValueError(
+                f"Batches: no batch to give: {len(x)} rows, batch_size={batch_size}, "
+                f"drop_last={drop_last}. {advice}"
+            )
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        whole, rest = divmod(len(self.x), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = len(self.x)
+        rows = (
+            torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
+        )
+        for batch in rows.to(self.x.device).split(self.batch_size)[: len(self)]:
+            yield self.x.index_select(0, batch), self.y.index_select(0, batch)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What decides the order of the epochs to come (tensors only, so safetensors can hold it).
+
+        An epoch's permutation is drawn when the epoch starts: read the state between epochs.
+        """
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with the order of the loader that gave this ``state_dict``."""
+        self.generator.set_state(state["generator"].cpu())

@@ -1,0 +1,212 @@
+"""What ``load`` returns, and how rows become training, validation and test sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+TEST_FRACTION = 0.2
+"""Share of the rows held out for testing where a data set has no official test rows."""
+TEST_SEED = 0
+"""Chooses these rows. Not the user's seed: figures of different seeds share one test set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows of one use.
+
+    Attributes:
+        x: standardised features, float32.
+            Shape: (N, features...).
+        y: labels, int64, or standardised targets, float32.
+            Shape: (N,).
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same rows on another device."""
+        return Split(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three disjoint splits and how they were made from the raw data.
+
+    Attributes:
+        name: as given to ``load``.
+        task: ``"classification"`` or ``"regression"``.
+        train, validation, test: see :class:`Split`; ``validation`` is empty if none was asked for.
+        classes: number of classes; None for regression.
+        feature_names: one a column of a table; None for images and unnamed columns.
+        preprocessing: plain numbers and lists, for JSON.
+            ``["inputs"]`` has ``divide_by``, ``mean`` and ``std`` (a number for images, a list with
+            one a column for tables): ``x = (raw / divide_by - mean) / std``.
+            ``["target"]`` has, for regression, ``mean`` and ``std`` in the target's own unit:
+            ``y = (raw - mean) / std``, so an RMSE times ``std`` is in that unit;
+            for classification ``labels``: the raw label of class 0, 1, ...
+    """
+
+    name: str
+    task: Literal["classification", "regression"]
+    train: Split
+    validation: Split
+    test: Split
+    classes: int | None
+    feature_names: tuple[str, ...] | None
+    preprocessing: dict[str, Any]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row of x."""
+        return tuple(self.train.x.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Outputs that a network for this task has: one a class, or one mean."""
+        return 1 if self.classes is None else self.classes
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on another device."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Raw data, before validation rows are carved and anything is standardised.
+
+    Attributes:
+        x: uint8 images or a float64 table.
+            Shape: (N, channels, height, width) or (N, columns).
+        y: int64 labels in 0..classes-1 or float64 targets.
+            Shape: (N,).
+        train, test: row numbers.
+            Shape: (N_train,), (N_test,).
+        labels: the raw label of each class; None for regression.
+        divide_by: the largest value of a pixel; 1 for tables.
+        feature_names: one a column, if known.
+    """
+
+    x: Tensor
+    y: Tensor
+    train: Tensor
+    test: Tensor
+    labels: list[int] | None = None
+    divide_by: float = 1.0
+    feature_names: tuple[str, ...] | None = None
+
+
+def hold_out(
+    rows: Tensor, strata: Tensor | None, fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Split row numbers at random into those that stay and those that are held out.
+
+    Each stratum gives its share, rounded so that round(fraction * N) rows are held out in all
+    (largest remainders first), but keeps at least one row of its own.
+
+    Args:
+        rows: the row numbers to split.
+            Shape: (N,).
+        strata: the stratum (class) of each, int64; None for a single one.
+            Shape: (N,).
+        fraction: share to hold out, in [0, 1).
+        seed: chooses which.
+
+    Returns:
+        The rows that stay and the rows held out, each in rising order of their place in ``rows``.
+    """
+    strata = torch.zeros_like(rows) if strata is None else strata
+    counts = strata.bincount()
+    share = counts.double() * fraction
+    quota = share.long()
+    extra = round(len(rows) * fraction) - int(quota.sum())
+    quota[(share - quota).argsort(descending=True, stable=True)[:extra]] += 1
+    quota = quota.minimum((counts - 1).clamp(min=0))
+
+    shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    by_stratum = shuffled[strata[shuffled].argsort(stable=True)].split(counts.tolist())
+    held = torch.zeros(len(rows), dtype=torch.bool)
+    for members, size in zip(by_stratum, quota.tolist(), strict=True):
+        held[members[:size]] = True
+    return rows[~held], rows[held]
+
+
+def hold_out_test(x: Tensor, strata: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Training and test rows of data without official ones: always the same."""
+    return hold_out(torch.arange(len(x)), strata, TEST_FRACTION, TEST_SEED)
+
+
+def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
+    """Carve the validation rows, then standardise everything by what is left for training.
+
+    Raises:
+        ValueError: a validation share that leaves no validation rows although some are asked for.
+    """
+    classification = source.labels is not None
+    strata = source.y[source.train] if classification else None
+    train, held = hold_out(source.train, strata, validation, seed)
+    if validation > 0 and len(held) == 0:
+        raise ValueError(
+            f"{name}: validation={validation} of {len(source.train)} training rows leaves no "
+            "validation rows; expected at least one. Use a larger share, or 0 to go without."
+        )
+
+    mean, std = _statistics(source.x[train])
+    mean, std = mean / source.divide_by, std / source.divide_by
+    preprocessing: dict[str, Any] = {
+        "inputs": {"divide_by": source.divide_by, "mean": mean.tolist(), "std": std.tolist()}
+    }
+    if classification:
+        y = source.y
+        preprocessing["target"] = {"labels": source.labels}
+    else:
+        y_mean, y_std = _statistics(source.y[train])
+        y = ((source.y - y_mean) / y_std).float()
+        preprocessing["target"] = {"mean": y_mean.item(), "std": y_std.item()}
+
+    def split(rows: Tensor) -> Split:
+        x = source.x[rows]
+        # float32 is exact enough for a byte, and half the memory; a table's columns may be far
+        # from zero, so subtract their means in float64.
+        x = x.float() if x.dtype == torch.uint8 else x.double()
+        return Split(x.div_(source.divide_by).sub_(mean).div_(std).float(), y[rows])
+
+    return Dataset(
+        name=name,
+        task="classification" if classification else "regression",
+        train=split(train),
+        validation=split(held),
+        test=split(source.test),
+        classes=len(source.labels) if source.labels is not None else None,
+        feature_names=source.feature_names,
+        preprocessing=preprocessing,
+    )
+
+
+def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (population) in float64, the latter 1 for what is constant.
+
+    One number for all pixels of uint8 images, one a column of a table.
+    """
+    if values.dtype == torch.uint8:
+        counts = values.flatten().bincount().double()  # exact, without a float copy of the images
+        level = torch.arange(len(counts), dtype=torch.float64)
+        mean = (counts * level).sum() / counts.sum()
+        std = ((counts * (level - mean).square()).sum() / counts.sum()).sqrt()
+        constant = std == 0
+    else:
+        mean, std = values.mean(0), values.std(0, correction=0)
+        constant = values.amin(0) == values.amax(0)  # its std is a rounding error, not always 0
+    return mean, torch.where(constant, 1.0, std)

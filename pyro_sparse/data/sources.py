@@ -1,0 +1,305 @@
+"""The data sets by name: each function reads one kind into a ``Source``; ``load`` dispatches."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_sparse.data.checks import check
+from pyro_sparse.data.dataset import Dataset, Source, hold_out_test, prepare
+
+NAMES = ("digits", "diabetes", "mnist", "fashion-mnist", "uci:NAME", "csv:FILE")
+"""What ``load`` takes."""
+ROOT_VARIABLE = "PYRO_SPARSE_DATA"
+"""Environment variable with the default data root."""
+MAX_CSV_CLASSES = 20
+"""A whole-number target with more values than this is a regression target."""
+
+_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+
+
+def load(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = False,
+    validation: float = 0.1,
+    split: int = 0,
+    seed: int = 0,
+) -> Dataset:
+    """A data set by name, split and standardised.
+
+    ========================  ======================================================================
+    ``digits``                1797 images (1, 8, 8), 10 classes; embedded in scikit-learn
+    ``diabetes``              442 rows, 10 columns, regression; embedded in scikit-learn
+    ``mnist``                 70 000 images (1, 28, 28), 10 classes: ROOT/MNIST/raw
+    ``fashion-mnist``         likewise: ROOT/FashionMNIST/raw
+    ``uci:NAME``              regression: ROOT/uci/NAME with data.txt, index_features.txt,
+                              index_target.txt, index_train_I.txt and index_test_I.txt, I = split
+    ``csv:FILE``              numbers separated by commas, the last column is the target; a first
+                              line without any number is a header. A target of whole numbers
+                              (written without a point) with 2 to 20 values makes a classification
+                              task, any other a regression task.
+    ========================  ======================================================================
+
+    The test rows are the official ones of mnist, fashion-mnist and uci; of the others a fixed fifth
+    (stratified by class), whatever the seed. Validation rows come from the training rows.
+
+    Args:
+        name: one of the above.
+        root: the folder ROOT; default is the environment variable PYRO_SPARSE_DATA.
+        download: fetch missing files of mnist and fashion-mnist into ROOT.
+        validation: share of the training rows to carve off, in [0, 1); stratified by class.
+        split: which of the official splits of ``uci:NAME``; 0 for the others.
+        seed: chooses the validation rows.
+
+    Raises:
+        ValueError: an unknown name, a share or split out of range, or a file with bad content.
+        FileNotFoundError: no data root, or files missing from it.
+        ConnectionError: a download failed.
+    """
+    if not 0 <= validation < 1:
+        raise ValueError(
+            f"expected a validation share of at least 0 and below 1, got {validation}; "
+            "0.1 carves off a tenth of the training rows."
+        )
+    kind, _, argument = name.partition(":")
+    if split != 0 and kind != "uci":
+        raise ValueError(f"{name} has a single split: expected split=0, got {split}.")
+    if name == "digits":
+        source = _digits()
+    elif name == "diabetes":
+        source = _diabetes()
+    elif name in _TORCHVISION:
+        source = _torchvision(name, _root(name, root), download)
+    elif kind == "uci" and argument:
+        source = _uci(argument, _root(name, root), split)
+    elif kind == "csv" and argument:
+        source = _csv(Path(argument).expanduser())
+    else:
+        raise ValueError(_unknown("data set", name, NAMES))
+    return prepare(name, source, validation, seed)
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
+    by_lower = {option.lower(): option for option in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(by_lower[match] for match in near)}?" if near else ""
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
+
+
+def _root(name: str, root: str | os.PathLike[str] | None) -> Path:
+    root = root or os.environ.get(ROOT_VARIABLE)
+    if not root:
+        raise FileNotFoundError(
+            f"{name} is read from a data root, and none is given; name the folder with "
+            f"--data-root DIR (root=... in Python) or the environment variable {ROOT_VARIABLE}."
+            + (
+                f" With --download (download=True) {name} is fetched into it."
+                if name in _TORCHVISION
+                else ""
+            )
+        )
+    return Path(root).expanduser()
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = torch.as_tensor(bunch.images).to(torch.uint8).unsqueeze(1)
+    y = torch.as_tensor(bunch.target).long()
+    train, test = hold_out_test(x, y)
+    return Source(x, y, train, test, labels=list(range(10)), divide_by=16.0)
+
+
+def _diabetes() -> Source:
+    from sklearn.datasets import load_diabetes
+
+    # scaled=False: scikit-learn's own scaling uses all rows, those for testing included.
+    bunch = load_diabetes(scaled=False)
+    x, y = torch.as_tensor(bunch.data), torch.as_tensor(bunch.target)
+    train, test = hold_out_test(x, None)
+    return Source(x, y, train, test, feature_names=tuple(bunch.feature_names))
+
+
+def _torchvision(name: str, root: Path, download: bool) -> Source:
+    raw = root / _TORCHVISION[name] / "raw"
+    needed = [
+        f"{part}-{content}-ubyte"
+        for part in ("train", "t10k")
+        for content in ("images-idx3", "labels-idx1")
+    ]
+    missing = [file for file in needed if not (raw / file).is_file()]
+    if missing and not download:
+        raise FileNotFoundError(
+            f"{name}: looked in {raw}, which lacks {', '.join(missing)}. If you have the files "
+            "(torchvision's layout), name the folder above "
+            f"{_TORCHVISION[name]} with --data-root DIR (root=... in Python) or the environment "
+            f"variable {ROOT_VARIABLE}; otherwise --download (download=True) fetches them."
+        )
+
+    from torchvision import datasets
+
+    kind = getattr(datasets, _TORCHVISION[name])
+    if missing:
+        try:
+            kind(root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"{name}: could not download {', '.join(missing)} to {raw} ({error}). "
+                "Try again later, or copy the unpacked files there."
+            ) from error
+    try:
+        parts = [kind(root, train=train) for train in (True, False)]
+    except (AssertionError, LookupError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: a file in {raw} is damaged: expected IDX files of images and labels "
+            f"({error}). Delete that folder and fetch the files again, for example with --download."
+        ) from error
+    for part, file in zip(parts, needed[::2], strict=True):
+        if len(part.data) != len(part.targets):
+            raise ValueError(
+                f"{name}: {raw / file} has {len(part.data)} images, but there are "
+                f"{len(part.targets)} labels beside it; fetch both files again."
+            )
+    x = torch.cat([part.data for part in parts]).unsqueeze(1)
+    y = torch.cat([part.targets for part in parts]).long()
+    train, test = torch.arange(len(x)).split([len(part.data) for part in parts])
+    return Source(x, y, train, test, labels=list(range(10)), divide_by=255.0)
+
+
+def _uci(name: str, root: Path, split: int) -> Source:
+    folder = root / "uci" / name
+    if not (folder / "data.txt").is_file():
+        known = tuple(sorted(path.parent.name for path in root.glob("uci/*/data.txt")))
+        raise FileNotFoundError(
+            f"{_unknown('UCI data set', name, known)} Looked in {folder}, which has no data.txt; "
+            "name the folder above uci with "
+            f"--data-root DIR (root=... in Python) or the environment variable {ROOT_VARIABLE}."
+        )
+    files = {part: folder / f"index_{part}_{split}.txt" for part in ("train", "test")}
+    if not all(file.is_file() for file in files.values()):
+        known_splits = sorted(
+            path.stem.removeprefix("index_train_") for path in folder.glob("index_train_*.txt")
+        )
+        raise ValueError(
+            f"uci:{name}: expected a split that {folder} has files for (index_train_I.txt and "
+            f"index_test_I.txt), which are {', '.join(known_splits) or 'none'}; got {split}."
+        )
+    data = _numbers(folder / "data.txt")
+    columns = _indices(folder / "index_features.txt", data.shape[1], "column")
+    target = _indices(folder / "index_target.txt", data.shape[1], "column")
+    if len(target) != 1 or target[0] in columns:
+        raise ValueError(
+            f"{folder / 'index_target.txt'}: expected one column that index_features.txt does not "
+            f"name, got {target.tolist()}."
+        )
+    rows = {part: _indices(file, len(data), "row") for part, file in files.items()}
+    shared = torch.isin(rows["train"], rows["test"])
+    if shared.any():
+        raise ValueError(
+            f"{files['train']}: {int(shared.sum())} of its rows are test rows too (the first is "
+            f"{int(rows['train'][shared][0])}); expected disjoint sets."
+        )
+    x, y = data[:, columns], data[:, target[0]]
+    check(x, y, classes=None, where=str(folder / "data.txt"))
+    return Source(x, y, rows["train"], rows["test"])
+
+
+def _numbers(path: Path) -> Tensor:
+    """Lines of numbers separated by blanks, as float64 of shape (lines, columns)."""
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path}: empty; expected lines of numbers.")
+    for number, line in enumerate(lines, 1):
+        if len(line) != len(lines[0]):
+            raise ValueError(
+                f"{path}: row {number} has {len(line)} columns, expected {len(lines[0])} as in the "
+                "first row."
+            )
+    try:
+        return torch.tensor([[float(cell) for cell in line] for line in lines], dtype=torch.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected numbers separated by blanks; {error}.") from None
+
+
+def _indices(path: Path, size: int, what: str) -> Tensor:
+    if not path.is_file():
+        raise FileNotFoundError(f"looked for {path}, which lists {what} numbers: no such file.")
+    values = _numbers(path).flatten()
+    indices = values.long()
+    bad = (indices != values) | (indices < 0) | (indices >= size)
+    if bad.any():
+        raise ValueError(
+            f"{path}: expected {what} numbers 0..{size - 1}, got {values[bad][0].item():g}."
+        )
+    if len(indices.unique()) != len(indices):
+        raise ValueError(f"{path}: expected each {what} once, but some are named again.")
+    return indices
+
+
+def _csv(path: Path) -> Source:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"csv:{path}: no such file (looked for {path.absolute()}); a relative path starts at "
+            "the working directory, not at the data root."
+        )
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        lines = [(reader.line_num, cells) for cells in reader if cells]
+    header = lines.pop(0)[1] if lines and not any(map(_is_number, lines[0][1])) else None
+    if not lines:
+        raise ValueError(f"{path}: no rows of numbers; expected at least one below the header.")
+    width = len(lines[0][1]) if header is None else len(header)
+    if width < 2:
+        raise ValueError(
+            f"{path}: one column; expected features and, as last column, the target, separated by "
+            "commas."
+        )
+    for number, cells in lines:
+        if len(cells) != width:
+            raise ValueError(f"{path}, line {number}: {len(cells)} columns, expected {width}.")
+        for column, cell in enumerate(cells, 1):
+            if not _is_number(cell):
+                raise ValueError(
+                    f"{path}, line {number}, column {column}: expected a number, got {cell!r}. "
+                    "Fill or drop missing values; write categories as numbers."
+                )
+    data = torch.tensor([[float(c) for c in cells] for _, cells in lines], dtype=torch.float64)
+    x, y = data[:, :-1], data[:, -1]
+    check(x, y, classes=None, where=str(path))
+    values, index = y.unique(return_inverse=True)
+    whole = all(_is_whole(cells[-1]) for _, cells in lines)
+    labels = values.long().tolist() if whole and 2 <= len(values) <= MAX_CSV_CLASSES else None
+    if labels is not None:
+        y = index
+    train, test = hold_out_test(x, y if labels is not None else None)
+    if len(test) == 0:
+        raise ValueError(
+            f"{path}: {len(x)} rows are too few to hold out test rows (a fifth, and each class "
+            "keeps one for training); expected more rows."
+        )
+    names = None if header is None else tuple(cell.strip() for cell in header[:-1])
+    return Source(x, y, train, test, labels=labels, feature_names=names)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_whole(cell: str) -> bool:
+    try:
+        int(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,70 @@
+"""Batches: every row once an epoch, a new order each, and the same order again after a resume."""
+
+import pytest
+import torch
+
+from pyro_sparse.data import Batches
+
+X = torch.arange(20.0).reshape(10, 2)
+Y = torch.arange(10)
+
+
+def order(batches: Batches) -> list[int]:
+    return [int(label) for _, y in batches for label in y]
+
+
+def test_gives_rows_in_order_without_shuffling() -> None:
+    batches = Batches(X, Y, 4, shuffle=False)
+    assert [len(y) for _, y in batches] == [4, 4, 2]
+    assert len(batches) == 3
+    assert order(batches) == order(batches) == list(range(10))
+
+
+def test_shuffles_anew_each_epoch_and_keeps_pairs_together() -> None:
+    batches = Batches(X, Y, 3)
+    first, second = order(batches), order(batches)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(10))
+    for x, y in batches:
+        torch.testing.assert_close(x, X[y])
+
+
+def test_drop_last_leaves_out_the_small_batch() -> None:
+    batches = Batches(X, Y, 4, drop_last=True)
+    assert [len(y) for _, y in batches] == [4, 4]
+    assert len(batches) == 2
+    assert len(Batches(X, Y, 5, drop_last=True)) == len(Batches(X, Y, 5)) == 2
+
+
+def test_order_depends_on_its_own_seed_only() -> None:
+    expected = order(Batches(X, Y, 3, seed=1))
+    torch.manual_seed(1234)
+    before = torch.get_rng_state()
+    assert order(Batches(X, Y, 3, seed=1)) == expected
+    assert order(Batches(X, Y, 3, generator=torch.Generator().manual_seed(1))) == expected
+    assert order(Batches(X, Y, 3, seed=2)) != expected
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_state_resumes_the_order() -> None:
+    batches = Batches(X, Y, 3, seed=1)
+    order(batches)
+    state = batches.state_dict()
+    expected = [order(batches), order(batches)]
+    resumed = Batches(X, Y, 3, seed=99)
+    resumed.load_state_dict(state)
+    assert [order(resumed), order(resumed)] == expected
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "size", "drop_last", "message"),
+    [
+        (X, Y[:9], 4, False, r"x has shape \(10, 2\) and y has shape \(9,\)"),
+        (X, Y, 0, False, "batch_size of at least 1, got 0"),
+        (X, Y, 11, True, "10 rows, batch_size=11, drop_last=True. Use a smaller batch_size"),
+        (X[:0], Y[:0], 4, False, "0 rows, .* Check the data"),
+    ],
+)
+def test_errors(x: torch.Tensor, y: torch.Tensor, size: int, drop_last: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Batches(x, y, size, drop_last=drop_last)
