@@ -1,0 +1,32 @@
+"""What a network costs."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["count_macs", "count_parameters"]
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Numbers among the parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@torch.no_grad()
+def count_macs(net: nn.Module, example: Tensor) -> int:
+    """Multiplications and additions (MACs) for one input, in eval mode.
+
+    Matrix products and convolutions, as ``torch.utils.flop_counter`` counts them: two floating
+    point operations a MAC, biases and activations free.
+
+    :param example: an input ``(batch, ...)``, of which the first is used.
+    """
+    # A copy, since eval mode and the counter's hooks must not show on the caller's network.
+    net = copy.deepcopy(net).eval()
+    with FlopCounterMode(display=False) as counter:
+        net(example[:1])
+    return counter.get_total_flops() // 2
