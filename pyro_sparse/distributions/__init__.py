@@ -1,0 +1,17 @@
+"""Distributions for structured sparsity; importing this registers their closed-form KLs."""
+
+from pyro_sparse.distributions import kl as kl
+from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
+from pyro_sparse.distributions.spike_and_slab import RelaxedSpikeAndSlab, SpikeAndSlab
+from pyro_sparse.distributions.tied_normal import TiedNormal
+from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
+
+__all__ = [
+    "HalfCauchyFactors",
+    "LogUniform",
+    "RelaxedSpikeAndSlab",
+    "SpikeAndSlab",
+    "TiedNormal",
+    "TruncatedLogNormal",
+    "TruncatedNormal",
+]
