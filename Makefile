@@ -48,7 +48,7 @@ examples:
 	pytest -n 2 -m examples
 
 docs: $(FLAT)
-	PYTHONPATH=$(FLAT) pdoc --math --output-directory build/docs pyro_sparse
+	PYTHONPATH=$(FLAT) pdoc --docformat google --output-directory build/docs pyro_sparse
 
 ci:
 	.ci/run
