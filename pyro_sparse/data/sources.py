@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pyro_sparse.data.checks import check
 from pyro_sparse.data.dataset import Dataset, Source, hold_out_test, prepare
+from pyro_sparse.names import nearest
 
 NAMES = ("digits", "diabetes", "mnist", "fashion-mnist", "uci:NAME", "csv:FILE")
 """What ``load`` takes."""
@@ -82,15 +82,8 @@ def load(
     elif kind == "csv" and argument:
         source = _csv(Path(argument).expanduser())
     else:
-        raise ValueError(_unknown("data set", name, NAMES))
+        raise ValueError(nearest("data set", name, NAMES))
     return prepare(name, source, validation, seed)
-
-
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
-    by_lower = {option.lower(): option for option in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(by_lower[match] for match in near)}?" if near else ""
-    return f"unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
 
 
 def _root(name: str, root: str | os.PathLike[str] | None) -> Path:
@@ -179,7 +172,7 @@ def _uci(name: str, root: Path, split: int) -> Source:
     if not (folder / "data.txt").is_file():
         known = tuple(sorted(path.parent.name for path in root.glob("uci/*/data.txt")))
         raise FileNotFoundError(
-            f"{_unknown('UCI data set', name, known)} Looked in {folder}, which has no data.txt; "
+            f"{nearest('UCI data set', name, known)} Looked in {folder}, which has no data.txt; "
             "name the folder above uci with "
             f"--data-root DIR (root=... in Python) or the environment variable {ROOT_VARIABLE}."
         )

@@ -1,0 +1,160 @@
+"""What all guides share: a family for every group's rows, the input gate, the noise precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_sparse.graph import Group
+from pyro_sparse.likelihoods import Normal
+from pyro_sparse.models import SparseModel
+from pyro_sparse.modules import LocalPyroModule
+
+from .families import GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
+
+__all__ = ["GroupGuide", "SpikeSlabGuide"]
+
+# The guide marks the sites that local reparameterisation may replace (see infer).
+ROWS = {"local_reparameterisation": True}
+
+
+def key(group: Group) -> str:
+    """A group's name as a key of ``nn.ModuleDict``, which forbids dots."""
+    return group.name.replace(".", "/")
+
+
+class GroupGuide(LocalPyroModule):
+    """Base class of guides.
+
+    Subclasses fill ``self.row_families`` (one family a layer) and write ``forward``; the base
+    samples the input gate and the likelihood's latents last, as models do.
+
+    :param model: the model to match; its network's weights are the initial locations.
+    """
+
+    def __init__(self, model: SparseModel) -> None:
+        super().__init__()
+        self._groups = tuple(model.layers)
+        self.row_families = nn.ModuleDict()
+        likelihood = model.likelihood
+        self.noise_precision: LogNormalFamily | None = None
+        if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
+            self.noise_precision = LogNormalFamily(torch.zeros_like(likelihood.rate), 0.1)
+
+    def layers(self) -> Iterator[tuple[Group, nn.Module]]:
+        """Every layer's group with its family, in the model's order."""
+        families = self.row_families
+        for group in self._groups:
+            yield group, families[key(group)]
+
+    def sample_rows(self, group: Group, family: nn.Module) -> None:
+        pyro.sample(f"{group.name}.rows", family(), infer=ROWS)
+
+    def sample_rest(self) -> None:
+        """The sites that follow the rows: the input gate and the noise precision."""
+        if getattr(self, "input_gate", None) is not None:
+            pyro.sample("input.gate", self.input_gate())
+        if self.noise_precision is not None:
+            pyro.sample("noise_precision", self.noise_precision())
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        for group, family in self.layers():
+            self.sample_rows(group, family)
+        self.sample_rest()
+
+    # -- what the posterior reads ----------------------------------------------------------------
+
+    def inclusion_logits(self) -> dict[str, Tensor]:
+        """Logits of q(unit is in) for every group that has inclusions, ``(units,)`` each."""
+        logits = {
+            group.name: family.inclusion_logits
+            for group, family in self.layers()
+            if hasattr(family, "inclusion_logits")
+        }
+        if getattr(self, "input_gate", None) is not None:
+            logits = {"input": self.input_gate.inclusion_logits, **logits}
+        return logits
+
+    def scales(self) -> dict[str, Tensor]:
+        """Posterior mean of each included unit's scale, ``(units,)``, for groups that have one."""
+        return {}
+
+    def mean_rows(self) -> dict[str, Tensor]:
+        """Posterior mean of the effective rows of *included* units, ``(units, row length)``."""
+        scales = self.scales()
+        rows = {}
+        for group, family in self.layers():
+            rows[group.name] = family.loc
+            if group.name in scales:
+                # Under q a unit's scale is independent of its non-centred row.
+                rows[group.name] = family.loc * scales[group.name].unsqueeze(-1)
+        return rows
+
+
+class SpikeSlabGuide(GroupGuide):
+    r"""Shared by the guides of SS-IG, SS-GL and SS-GHS.
+
+    .. math::
+        z_j ∼ \text{Bernoulli}(γ_j), \qquad
+        \tilde w_j \mid z_j = 1 ∼ N(μ_j, \text{diag } σ_j²)
+
+    as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer.
+
+    :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight; the papers' family).
+    :param initial_scale: initial σ of every weight.
+    :param initial_inclusion: initial γ of every unit.
+    :param inclusion: gradient estimator of the inclusions, ``"straight-through"``, ``"soft"`` or
+        ``"score"`` (unbiased), see :func:`~pyro_sparse.guides.families.spike_and_slab`.
+    :param temperature: of the binary-concrete relaxation.
+    :raises ValueError: for an unknown option or a number out of range.
+    """
+
+    def __init__(
+        self,
+        model: SparseModel,
+        *,
+        variance: str = "tied",
+        initial_scale: float = 0.05,
+        initial_inclusion: float = 0.99,
+        inclusion: str = "straight-through",
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__(model)
+        if variance not in ("tied", "full"):
+            raise ValueError(f"expected variance 'tied' or 'full', got {variance!r}")
+        if inclusion not in ("straight-through", "soft", "score"):
+            raise ValueError(
+                f"expected inclusion 'straight-through', 'soft' or 'score', got {inclusion!r}"
+            )
+        if not (initial_scale > 0 and temperature > 0):
+            raise ValueError(
+                "expected a positive initial_scale and temperature, got "
+                f"{initial_scale} and {temperature}"
+            )
+        if not 0 < initial_inclusion < 1:
+            raise ValueError(f"expected initial_inclusion in (0, 1), got {initial_inclusion}")
+        start = model.initial_rows()
+        for group in self._groups:
+            rows = start[group.name]
+            self.row_families[key(group)] = (
+                SpikeSlabRows(
+                    rows, variance, initial_scale, initial_inclusion, inclusion, temperature
+                )
+                if group.prunable
+                else GaussianRows(rows, variance, initial_scale)
+            )
+        if model.prune_inputs:
+            template = model.output_scale.expand(model.graph["input"].size)
+            self.input_gate = InclusionGate(template, initial_inclusion, inclusion, temperature)
+
+    def match_network(self) -> None:
+        """Divide the locations by the initial scales, so that training starts at the network."""
+        scales = self.scales()
+        with torch.no_grad():
+            for group, family in self.layers():
+                if group.name in scales:
+                    family.loc.div_(scales[group.name].unsqueeze(-1))

@@ -1,0 +1,126 @@
+"""Variational families, one small ``nn.Module`` each: parameters in, a distribution out."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
+
+__all__ = ["GaussianRows", "InclusionGate", "LogNormalFamily", "SpikeSlabRows", "spike_and_slab"]
+
+
+def spike_and_slab(
+    logits: Tensor, slab: TorchDistributionMixin, inclusion: str, temperature: float
+) -> SpikeAndSlab:
+    """The spike-and-slab law, with the gradient estimator of its inclusion.
+
+    ``"straight-through"``: hard binary-concrete draws with the soft gradient (biased, low
+    variance); ``"soft"``: soft draws (biased); ``"score"``: exact draws, whose inclusion gradient
+    is the score function's (unbiased, high variance: use several particles).
+    """
+    if inclusion == "score":
+        return SpikeAndSlab(logits=logits, slab=slab)
+    return RelaxedSpikeAndSlab(
+        torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device),
+        logits=logits,
+        slab=slab,
+        straight_through=inclusion == "straight-through",
+    )
+
+
+class GaussianRows(nn.Module):
+    """Independent Gaussians on a layer's rows ``(units, row length)``.
+
+    :param rows: initial locations.
+    :param variance: ``"full"``: a scale for every weight; ``"tied"``: σ_ji = u_j v_i, the k-tied
+        normal of Swiatkowski et al. (ICML 2020) with k = 1.
+    :param scale: initial standard deviation of every weight.
+    """
+
+    def __init__(self, rows: Tensor, variance: str, scale: float) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(rows.detach().clone())
+        self.tied = variance == "tied"
+        if self.tied:
+            # The scale is split evenly between both factors.
+            start = 0.5 * math.log(scale)
+            self.row_log_scale = nn.Parameter(torch.full_like(rows[:, 0], start))
+            self.column_log_scale = nn.Parameter(torch.full_like(rows[0], start))
+        else:
+            self.log_scale = nn.Parameter(torch.full_like(rows, math.log(scale)))
+
+    def slab(self) -> TorchDistributionMixin:
+        """Batch shape ``(units,)``, event shape ``(row length,)``."""
+        if self.tied:
+            return TiedNormal(self.loc, self.row_log_scale.exp(), self.column_log_scale.exp())
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+    def forward(self) -> TorchDistributionMixin:
+        return self.slab().to_event(1)
+
+
+class SpikeSlabRows(GaussianRows):
+    """Spike-and-slab with a Gaussian slab on a layer's rows: an inclusion logit a unit."""
+
+    def __init__(
+        self,
+        rows: Tensor,
+        variance: str,
+        scale: float,
+        inclusion_probability: float,
+        inclusion: str,
+        temperature: float,
+    ) -> None:
+        super().__init__(rows, variance, scale)
+        start = math.log(inclusion_probability) - math.log1p(-inclusion_probability)
+        self.inclusion_logits = nn.Parameter(torch.full_like(rows[:, 0], start))
+        self.inclusion = inclusion
+        self.temperature = temperature
+
+    def forward(self) -> TorchDistributionMixin:
+        law = spike_and_slab(self.inclusion_logits, self.slab(), self.inclusion, self.temperature)
+        return law.to_event(1)
+
+
+class InclusionGate(nn.Module):
+    """A gate in {0, 1} on every input feature."""
+
+    def __init__(
+        self, template: Tensor, inclusion_probability: float, inclusion: str, temperature: float
+    ) -> None:
+        super().__init__()
+        start = math.log(inclusion_probability) - math.log1p(-inclusion_probability)
+        self.inclusion_logits = nn.Parameter(torch.full_like(template, start))
+        self.inclusion = inclusion
+        self.temperature = temperature
+
+    def forward(self) -> TorchDistributionMixin:
+        one = dist.Delta(torch.ones_like(self.inclusion_logits))
+        law = spike_and_slab(self.inclusion_logits, one, self.inclusion, self.temperature)
+        return law.to_event(1)
+
+
+class LogNormalFamily(nn.Module):
+    """Independent log-normals on positive latents of the given shape.
+
+    :param loc: initial means of the logs.
+    :param scale: initial standard deviation of the logs.
+    """
+
+    def __init__(self, loc: Tensor, scale: float) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(loc.detach().clone())
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+
+    def forward(self) -> TorchDistributionMixin:
+        law = dist.LogNormal(self.loc, self.log_scale.exp())
+        return law.to_event(self.loc.dim()) if self.loc.dim() else law
+
+    def log_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the log."""
+        return self.loc, (2 * self.log_scale).exp()

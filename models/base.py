@@ -1,0 +1,218 @@
+"""What all models share: the network, its groups, and how sampled rows become its parameters."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyro_sparse.distributions import SpikeAndSlab
+from pyro_sparse.graph import Group, groups
+from pyro_sparse.likelihoods import Categorical, Likelihood
+from pyro_sparse.modules import LocalPyroModule
+
+from .inclusion import layerwise_inclusion_logits, logit
+
+__all__ = ["SparseModel", "positive"]
+
+
+def positive(**values: float) -> None:
+    """Raise ``ValueError`` unless every named value is positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"expected a positive, finite {name}, got {value}")
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"expected {name} strictly between 0 and 1, got {value}")
+    return logit(math.log(value))
+
+
+def _template(net: nn.Module) -> nn.Module:
+    """A copy of ``net`` whose parameters are buffers.
+
+    The trained parameters live in the guide. As buffers the initial ones still move with
+    ``.to(device)`` and stand in the state_dict, but no optimiser and no Pyro statement sees them.
+    """
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                del module._parameters[name]
+                module.register_buffer(name, parameter.detach().clone())
+    return net
+
+
+class SparseModel(LocalPyroModule):
+    r"""A network with a prior on the rows of its groups.
+
+    :param net: any ``nn.Module`` that :func:`pyro_sparse.graph.groups` can trace; copied.
+    :param example: an example input, ``(batch, ...)``.
+    :param likelihood: how outputs become targets; :class:`~pyro_sparse.likelihoods.Categorical` by
+        default.
+    :param num_data: number of training examples, the size of the data plate.
+    :param output_scale: prior standard deviation of layers that are never pruned.
+    :param prune_inputs: gate the input features too, :math:`z_i \sim` Bernoulli
+        (``input_inclusion_probability``) each: variable selection.
+    :param input_inclusion_probability: prior inclusion probability of an input feature.
+    :raises ValueError: where a scale, probability or ``num_data`` is out of range, or ``net`` has
+        nothing to put a prior on.
+
+    Sites: ``{group}.rows`` for every group, shape ``(units, row length)``; further ones are named
+    by the model. Group names are the dotted names of the writing modules.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        example: Tensor,
+        *,
+        likelihood: Likelihood | None = None,
+        num_data: int,
+        output_scale: float = 1.0,
+        prune_inputs: bool = False,
+        input_inclusion_probability: float = 0.5,
+    ) -> None:
+        super().__init__()
+        positive(output_scale=output_scale)
+        if num_data < 1:
+            raise ValueError(f"expected num_data, the number of training examples, ≥ 1: {num_data}")
+        graph = groups(net, example)
+        if not any(group.writers for group in graph):
+            raise ValueError(
+                "expected a network with at least one linear or convolution layer to put a prior "
+                f"on, found none in {type(net).__name__}"
+            )
+        if graph.ungrouped:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in graph.ungrouped.items())
+            raise ValueError(
+                f"some parameters of {type(net).__name__} stand in no group and would never be "
+                f"trained ({listed}); replace these layers by linear or convolution layers"
+            )
+        self.graph = graph
+        self.example_shape = tuple(example.shape)
+        self.prune_inputs = prune_inputs
+        self.num_data = num_data
+        self.net = _template(net)
+        self.likelihood = Categorical() if likelihood is None else likelihood
+        self.register_buffer("output_scale", torch.tensor(float(output_scale)))
+        input_logit = _probability("input_inclusion_probability", input_inclusion_probability)
+        self.register_buffer("input_inclusion_logit", torch.tensor(input_logit))
+
+    # -- what a model writes ---------------------------------------------------------------------
+
+    def rows(self) -> dict[str, Tensor]:
+        """Sample statements; the effective rows ``(units, row length)`` of every group."""
+        raise NotImplementedError
+
+    # -- what models share -----------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[Group]:
+        """The groups with parameters of their own, in the network's order."""
+        return [group for group in self.graph if group.writers]
+
+    def initial_rows(self) -> dict[str, Tensor]:
+        """The network's own weights as rows, before any training."""
+        values = dict(self.net.named_buffers())
+        return {group.name: self.graph.rows(values, group.name) for group in self.layers}
+
+    def row_shape(self, group: Group) -> torch.Size:
+        return torch.Size((group.size, self.graph.row_length(group.name)))
+
+    def gaussian_rows(self, group: Group) -> Tensor:
+        """Rows of a layer that is never pruned: independent ``N(0, output_scale²)``."""
+        zeros = torch.zeros((), device=self.output_scale.device, dtype=self.output_scale.dtype)
+        prior = dist.Normal(zeros, self.output_scale).expand(self.row_shape(group)).to_event(2)
+        return pyro.sample(f"{group.name}.rows", prior)
+
+    def input_gate(self) -> Tensor | None:
+        """The gate on the input features, or None."""
+        if not self.prune_inputs:
+            return None
+        size = self.graph["input"].size
+        # Included, a gate is exactly 1: a spike at 0 beside a point mass at 1.
+        one = torch.ones(size, device=self.output_scale.device, dtype=self.output_scale.dtype)
+        prior = SpikeAndSlab(logits=self.input_inclusion_logit.expand(size), slab=dist.Delta(one))
+        return pyro.sample("input.gate", prior.to_event(1))
+
+    def run(self, x: Tensor, rows: Mapping[str, Tensor], gate: Tensor | None = None) -> Tensor:
+        """The network's output at the given effective rows and input gate."""
+        if gate is not None:
+            x = self.graph.gate_inputs(x, gate)
+        return functional_call(self.net, self.graph.parameters(rows), (x,))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Sample everything; observe ``y`` where given. Returns the network's output."""
+        output = self.run(x, self.rows(), self.input_gate())
+        return self.likelihood(output, y, self.num_data)
+
+
+class SpikeSlabModel(SparseModel):
+    r"""Shared by SS-IG, SS-GL and SS-GHS: the inclusion prior and the slab's scale.
+
+    :param inclusion_probability: prior inclusion probability λ: one number in (0, 1), or
+        ``"layerwise"`` for the rule of
+        :func:`~pyro_sparse.models.inclusion.layerwise_inclusion_logits`.
+    :param inclusion_constant: ``C`` of the layer-wise rule.
+    :param slab_scale: standard deviation :math:`σ_0` of the (non-centred) slab.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        example: Tensor,
+        *,
+        likelihood: Likelihood | None = None,
+        num_data: int,
+        inclusion_probability: float | str = "layerwise",
+        inclusion_constant: float = 1e-9,
+        slab_scale: float = 1.0,
+        output_scale: float = 1.0,
+        prune_inputs: bool = False,
+        input_inclusion_probability: float = 0.5,
+    ) -> None:
+        super().__init__(
+            net,
+            example,
+            likelihood=likelihood,
+            num_data=num_data,
+            output_scale=output_scale,
+            prune_inputs=prune_inputs,
+            input_inclusion_probability=input_inclusion_probability,
+        )
+        positive(slab_scale=slab_scale)
+        if inclusion_probability == "layerwise":
+            layers = self.layers
+            # The bias is part of the row: a fan-in of k gives rows of k + 1 numbers.
+            logits = layerwise_inclusion_logits(
+                [self.graph.row_length(group.name) - 1 for group in layers],
+                [group.size for group in layers],
+                num_data,
+                inclusion_constant,
+            )
+        elif isinstance(inclusion_probability, str):
+            raise ValueError(
+                "expected inclusion_probability to be a number in (0, 1) or 'layerwise', got "
+                f"{inclusion_probability!r}"
+            )
+        else:
+            value = _probability("inclusion_probability", inclusion_probability)
+            logits = [value] * len(self.layers)
+        self._layer_index = {group.name: i for i, group in enumerate(self.layers)}
+        self.register_buffer("inclusion_logits", torch.tensor(logits))
+        self.register_buffer("slab_scale", torch.tensor(float(slab_scale)))
+
+    def spike_and_slab_rows(self, group: Group) -> Tensor:
+        r"""``{group}.rows``: :math:`z_j \tilde w_j`, :math:`\tilde w_j ∼ N(0, σ_0² I)`."""
+        zero = torch.zeros((), device=self.slab_scale.device, dtype=self.slab_scale.dtype)
+        slab = dist.Normal(zero, self.slab_scale).expand(self.row_shape(group)).to_event(1)
+        logits = self.inclusion_logits[self._layer_index[group.name]].expand(group.size)
+        return pyro.sample(f"{group.name}.rows", SpikeAndSlab(logits=logits, slab=slab).to_event(1))

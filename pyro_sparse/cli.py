@@ -1,0 +1,255 @@
+"""The command line: one thin command a verb."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_sparse.zoo import ZOO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["main"]
+
+# torch and Pyro are imported inside the commands: --help and zoo answer at once.
+
+
+class _Group(click.Group):
+    """Errors that say what to do go to the terminal as one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, FloatingPointError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pyro-sparse")
+def main() -> None:
+    """Structurally sparse Bayesian neural networks: train, compare, prune, ship.
+
+    \b
+    Start with
+        pyro-sparse compare ss-ig ss-gl ss-ghs --data digits
+    which trains three sparse models and a dense baseline on embedded data, and
+    prints what each keeps and how good its pruned network is.
+    """
+
+
+def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `fit` and `compare` share."""
+    options = [
+        click.option(
+            "--data",
+            required=True,
+            metavar="NAME",
+            help="digits or diabetes (embedded), mnist, fashion-mnist, uci:NAME, csv:FILE.",
+        ),
+        click.option(
+            "--data-root",
+            type=click.Path(file_okay=False, path_type=Path),
+            envvar="PYRO_SPARSE_DATA",
+            help="Folder that holds the files of data sets that are not embedded: torchvision's "
+            "layout, or uci/NAME. [env: PYRO_SPARSE_DATA]",
+        ),
+        click.option(
+            "--download", is_flag=True, help="Fetch a torchvision data set that is missing."
+        ),
+        click.option(
+            "--split", default=0, show_default=True, help="Which split, where a set has several."
+        ),
+        click.option(
+            "--validation",
+            default=0.1,
+            show_default=True,
+            help="Share of the training set held out for the validation curve.",
+        ),
+        click.option(
+            "--net",
+            metavar="NAME",
+            help="mlp:400-400, lenet5-caffe or package.module:factory. [default: by data set]",
+        ),
+        click.option(
+            "--epochs", type=click.IntRange(1), help="Passes over the data. [default: by data set]"
+        ),
+        click.option("--batch-size", type=click.IntRange(1), help="[default: by data set]"),
+        click.option("--lr", type=float, help="Learning rate of weights and scales."),
+        click.option("--inclusion-lr", type=float, help="Learning rate of the inclusion logits."),
+        click.option(
+            "--schedule",
+            type=click.Choice(["constant", "cosine", "linear", "late-linear"]),
+            help="How the learning rates fall.",
+        ),
+        click.option(
+            "--kl-warmup",
+            type=click.FloatRange(0, 1),
+            help="Share of the epochs over which the KL's weight rises to 1.",
+        ),
+        click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
+        click.option("--num-particles", type=click.IntRange(1), help="Draws of the guide a step."),
+        click.option(
+            "--variance",
+            type=click.Choice(["tied", "full"]),
+            help="Posterior variances: u_j v_i, or one a weight.",
+        ),
+        click.option("--initial-scale", type=float, help="Initial posterior standard deviation."),
+        click.option(
+            "--inclusion",
+            type=click.Choice(["straight-through", "soft", "score"]),
+            help="Gradient estimator of the inclusions.",
+        ),
+        click.option(
+            "--inclusion-probability",
+            metavar="LAYERWISE|NUMBER",
+            type=_probability,
+            help="Prior inclusion probability λ of a unit: the papers' layer-wise rule, or one "
+            "number in (0, 1).",
+        ),
+        click.option("--slab-scale", type=float, help="Prior standard deviation σ0 of the slab."),
+        click.option("--prune-inputs", is_flag=True, help="Select input features, too."),
+        click.option("--seed", default=0, show_default=True, help="Of everything random."),
+        click.option("--quiet", is_flag=True, help="No progress bar."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _probability(value: str) -> float | str:
+    return value if value == "layerwise" else float(value)
+
+
+def _settings(model: str, options: dict[str, Any]) -> Any:
+    """Complete settings; options that were not given keep the defaults of `Settings`."""
+    from pyro_sparse.experiment import Settings
+
+    return Settings(model, **{k: v for k, v in options.items() if v is not None}).complete()
+
+
+def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What decides a run, and what only says where things lie."""
+    places = {key: options.pop(key) for key in ("data_root", "download", "quiet")}
+    return options, places
+
+
+@main.command()
+def zoo() -> None:
+    """List the models: paper, prior, guide, rule, and when to use each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    for column in ("name", "model", "prior", "guide", "keeps", "use it when"):
+        table.add_column(column, overflow="fold")
+    for entry in ZOO.values():
+        title = f"{entry.title}\n[dim]{entry.paper}[/dim]"
+        table.add_row(entry.name, title, entry.prior, entry.guide, entry.rule, entry.use)
+    Console().print(table)
+
+
+@main.command()
+@click.argument("model", metavar="MODEL")
+@_training_options
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Run folder."
+)
+def fit(model: str, out: Path, **options: Any) -> None:
+    """Train MODEL (a name from `pyro-sparse zoo`) and write a run folder.
+
+    \b
+    The folder holds config.json, metrics.jsonl (a line an epoch), checkpoint/,
+    summary.json and figures/. Ship the pruned network with
+        pyro-sparse export RUN --out DIR
+
+    \b
+    Example:
+        pyro-sparse fit ss-ghs --data mnist --data-root DATA --out runs/mnist
+    """
+    settings, places = _split_options(options)
+    complete = _settings(model, settings)
+    from pyro_sparse import experiment, report
+
+    dataset = experiment.load_data(complete, places["data_root"], places["download"])
+    summary = experiment.run(complete, out, dataset=dataset, progress=not places["quiet"])
+    report.print_table([summary])
+    click.echo(f"\nrun folder: {out}")
+
+
+@main.command()
+@click.argument("models", metavar="MODELS...", nargs=-1, required=True)
+@_training_options
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for one run folder a model and compare.json. [default: a new one under runs/]",
+)
+def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
+    """Train MODELS and the dense baseline on the same data; print one table.
+
+    \b
+    The table has, for each model, accuracy or RMSE of the ensemble of posterior
+    draws and of the compact network one would ship, negative log-likelihood,
+    calibration error, units kept a layer, units that are undecided
+    (0.05 < inclusion probability < 0.95), parameters, MACs and seconds.
+
+    \b
+    Example:
+        pyro-sparse compare ss-ig ss-gl ss-ghs --data digits
+    """
+    settings, places = _split_options(options)
+    names = [*dict.fromkeys(models), *(["dense"] if "dense" not in models else [])]
+    complete = [_settings(name, settings) for name in names]
+    from pyro_sparse import experiment, report
+
+    out = out or report.new_folder(Path("runs"), f"compare-{complete[0].data}")
+    dataset = experiment.load_data(complete[0], places["data_root"], places["download"])
+    summaries = experiment.compare(complete, out, dataset=dataset, progress=not places["quiet"])
+    report.print_table(summaries)
+    click.echo(f"\nrun folders and plots: {out}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="New folder."
+)
+@click.option(
+    "--threshold",
+    default=0.5,
+    show_default=True,
+    help="Keep the units with inclusion probability above this.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="PYRO_SPARSE_DATA",
+    help="As for fit; the run's data set tells the input's shape and scaling.",
+)
+def export(run: Path, out: Path, threshold: float, data_root: Path | None) -> None:
+    """Prune the network of a run folder and write it as a plain torch network.
+
+    \b
+    The new folder needs neither Pyro nor this package:
+        config.json        architecture, kept units, preprocessing
+        model.safetensors  weights
+        load.py            a loader that needs torch and safetensors
+    """
+    from pyro_sparse import experiment
+
+    done = experiment.write_export(run, out, root=data_root, threshold=threshold)
+    kept = ", ".join(f"{name} {count}" for name, count in done["kept"].items())
+    click.echo(f"{done['model']}: kept {kept}")
+    click.echo(
+        f"{done['parameters']:,} parameters, {done['macs']:,} MACs; "
+        f"masked against compact: {done['max_abs_diff_masked_compact']:.1e}"
+    )
+    click.echo(f"{out}: cd there and `from load import load; net = load('.')`")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

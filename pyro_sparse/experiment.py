@@ -1,0 +1,347 @@
+"""One run from a data set's name to a run folder: what the command line does.
+
+A run folder has config.json (the settings), metrics.jsonl (a line an epoch), checkpoint/,
+summary.json and figures/. `load` gives the fitted posterior back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyro_sparse import data, export, guides, infer, likelihoods, models, nets, zoo
+from pyro_sparse.export import compact
+from pyro_sparse.posterior import MedianProbability, Posterior, plots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+__all__ = ["Settings", "build", "compare", "load", "load_data", "run", "write_export"]
+
+# What is offered for a data set when the user says nothing: (net, epochs, batch size).
+DEFAULTS: dict[str, tuple[str, int, int]] = {
+    "digits": ("mlp:100-100", 120, 64),
+    "mnist": ("mlp:400-400", 60, 256),
+    "fashion-mnist": ("mlp:400-400", 60, 256),
+}
+TABLE_DEFAULTS = ("mlp:50", 300, 32)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run; config.json holds it.
+
+    Attributes:
+        model: a name of the zoo.
+        data: a name that `pyro_sparse.data.load` knows.
+        net: a name that `pyro_sparse.nets.build` knows; by data set when None.
+        epochs, batch_size: by data set when None.
+        lr, inclusion_lr, kl_warmup, schedule, clip_norm, num_particles: see `fit`; ``kl_warmup`` is
+            a fraction of the epochs here.
+        variance, initial_scale, inclusion: see the guides.
+        inclusion_probability, slab_scale, prune_inputs: see the models.
+        validation: share of the training set that is held out for the validation curve.
+        split: of data sets that come with several.
+        seed: of the validation split, the initial weights, the batches and the noise.
+    """
+
+    model: str
+    data: str
+    net: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float = 2e-3
+    inclusion_lr: float = 1e-2
+    kl_warmup: float = 0.25
+    schedule: str = "cosine"
+    clip_norm: float | None = None
+    num_particles: int = 1
+    variance: str = "tied"
+    initial_scale: float = 0.05
+    inclusion: str = "straight-through"
+    inclusion_probability: float | str = "layerwise"
+    slab_scale: float = 1.0
+    prune_inputs: bool = False
+    validation: float = 0.1
+    split: int = 0
+    seed: int = 0
+
+    def complete(self) -> Settings:
+        """With the defaults of the data set filled in; raises for names that are not known."""
+        zoo.find(self.model)
+        net, epochs, batch_size = DEFAULTS.get(self.data, TABLE_DEFAULTS)
+        return dataclasses.replace(
+            self,
+            net=self.net or net,
+            epochs=epochs if self.epochs is None else self.epochs,
+            batch_size=batch_size if self.batch_size is None else self.batch_size,
+        )
+
+
+def build(settings: Settings, dataset: data.Dataset) -> tuple[models.SparseModel, Any]:
+    """Model and guide of a run, before training."""
+    entry = zoo.find(settings.model)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        net = nets.build(settings.net or "", dataset.input_shape, dataset.outputs)
+    shared: dict[str, Any] = {
+        "likelihood": likelihoods.Categorical() if dataset.classes else likelihoods.Normal(),
+        "num_data": len(dataset.train),
+    }
+    options: dict[str, Any] = {}
+    if entry.name != "dense":
+        shared |= {
+            "inclusion_probability": settings.inclusion_probability,
+            "slab_scale": settings.slab_scale,
+            "prune_inputs": settings.prune_inputs,
+        }
+        options = {
+            "variance": settings.variance,
+            "initial_scale": settings.initial_scale,
+            "inclusion": settings.inclusion,
+        }
+    model = getattr(models, entry.model)(net, dataset.train.x[:2], **shared)
+    return model, guides.for_model(model, **options)
+
+
+def load_data(settings: Settings, root: str | Path | None, download: bool = False) -> data.Dataset:
+    """The data of a run; errors name what to do."""
+    return data.load(
+        settings.data,
+        root,
+        download=download,
+        validation=settings.validation,
+        split=settings.split,
+        seed=settings.seed,
+    )
+
+
+def _validation_score(posterior: Posterior, split: data.Split) -> dict[str, float]:
+    """Score of the network that would be shipped now, on the held-out part of the training set."""
+    if not len(split):
+        return {}
+    prediction = posterior.model.likelihood.natural(posterior.masked(split.x))
+    if split.y.is_floating_point():
+        error = (prediction - split.y).square().mean().sqrt()
+        return {"validation_rmse": float(error)}
+    correct = (prediction.argmax(-1) == split.y).double().mean()
+    return {"validation_accuracy": float(correct)}
+
+
+def run(
+    settings: Settings,
+    out: str | Path,
+    *,
+    dataset: data.Dataset,
+    progress: bool = True,
+    figures: bool = True,
+) -> dict[str, Any]:
+    """Train, analyse, prune and write the run folder; returns the summary.
+
+    Args:
+        settings: complete ones.
+        out: the run folder, which must not hold a run.
+        dataset: the data, by `load_data`.
+        progress: show a progress bar.
+        figures: write figures/.
+
+    Raises:
+        ValueError: before any training, where settings or data are wrong or ``out`` is taken.
+    """
+    out = Path(out)
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} already holds a run; choose another folder with --out")
+    model, guide = build(settings, dataset)
+    posterior = Posterior(model, guide)
+    split = dataset.train
+    loader = data.Batches(
+        split.x, split.y, min(settings.batch_size or 1, len(split)), seed=settings.seed
+    )
+    for name in ("validation", "test"):
+        part = getattr(dataset, name)
+        if len(part):
+            infer.check_data(model, part.x, part.y, f"{name} data")
+    epochs = settings.epochs or 1
+    sparse = settings.model != "dense"
+
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "config.json", dataclasses.asdict(settings))
+    fitted = infer.fit(
+        model,
+        guide,
+        loader,
+        epochs=epochs,
+        lr=settings.lr,
+        inclusion_lr=settings.inclusion_lr,
+        kl_warmup=settings.kl_warmup * epochs if sparse else 0.0,
+        schedule=settings.schedule,
+        clip_norm=settings.clip_norm,
+        num_particles=settings.num_particles,
+        seed=settings.seed,
+        out=out,
+        progress=progress,
+        on_epoch=lambda m: m.update(_validation_score(posterior, dataset.validation)),
+    )
+    summary = summarise(settings, posterior, dataset) | {
+        "train_seconds": round(fitted.seconds, 3),
+        "seconds_per_epoch": round(fitted.seconds / len(fitted.history), 4),
+    }
+    _write_json(out / "summary.json", summary)
+    if figures:
+        write_figures(posterior, fitted.history, out / "figures")
+    return summary
+
+
+def compare(
+    settings: Sequence[Settings],
+    out: str | Path,
+    *,
+    dataset: data.Dataset,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """`run` for each of ``settings``, under ``out/MODEL``; writes compare.json after each.
+
+    Raises:
+        ValueError: before any training, where ``out`` already holds runs or a model is wrong.
+    """
+    out = Path(out)
+    taken = [one.model for one in settings if (out / one.model / "config.json").exists()]
+    if taken or (out / "compare.json").exists():
+        raise ValueError(f"{out} already holds a comparison; choose another folder with --out")
+    for one in settings:
+        build(one, dataset)
+    summaries = []
+    for one in settings:
+        if progress:
+            print(zoo.find(one.model).title, flush=True)
+        summaries.append(run(one, out / one.model, dataset=dataset, progress=progress))
+        _write_json(out / "compare.json", summaries)
+    return summaries
+
+
+def summarise(settings: Settings, posterior: Posterior, dataset: data.Dataset) -> dict[str, Any]:
+    """The numbers of summary.json, on the test set."""
+    keep = posterior.keep()
+    groups = posterior.summary().groups
+    small = compact(posterior, keep)
+    example = dataset.test.x[:1]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        scale = dataset.preprocessing.get("target", {}).get("std", 1.0)
+        scores = posterior.evaluate(
+            dataset.test.x, dataset.test.y, keep=keep, target_scale=float(scale)
+        )
+    with torch.no_grad():
+        inputs = dataset.test.x[:1024]
+        difference = (posterior.masked(inputs, keep) - small(inputs)).abs().max()
+    dense = _dense_network(posterior)
+    hidden = [group for group in posterior.model.layers if group.prunable]
+    names = [group.group for group in groups] or [group.name for group in hidden]
+    return {
+        "model": settings.model,
+        "net": settings.net,
+        "data": settings.data,
+        "seed": settings.seed,
+        "epochs": settings.epochs,
+        "params_dense": nets.count_parameters(dense),
+        "params_compact": nets.count_parameters(small),
+        "macs_dense": nets.count_macs(dense, example),
+        "macs_compact": nets.count_macs(small, example),
+        "units": {name: posterior.model.graph[name].size for name in names},
+        "kept": {name: int(keep[name].sum()) for name in names},
+        "undecided": {group.group: group.undecided for group in groups} or dict.fromkeys(names, 0),
+        "max_abs_diff_masked_compact": float(difference),
+        **scores,
+    }
+
+
+def _dense_network(posterior: Posterior) -> nn.Module:
+    """The network with all units, as `compact` builds it."""
+    everything = {
+        group.name: torch.ones(group.size, dtype=torch.bool) for group in posterior.model.graph
+    }
+    return compact(posterior, everything)
+
+
+def write_figures(posterior: Posterior, history: list[dict[str, Any]], folder: Path) -> None:
+    """training.png, and for sparse models inclusion.png and units.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figures: dict[str, Callable[[Any], Any]] = {
+        "training": lambda ax: plots.training_curve(history, ax)
+    }
+    inclusion = posterior.inclusion()
+    if inclusion:
+        figures["inclusion"] = lambda ax: plots.inclusion_probabilities(inclusion, ax)
+        figures["units"] = lambda ax: plots.units_kept(history, ax)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in figures.items():
+        # No pyplot: its global state belongs to the user.
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure.subplots())
+        figure.savefig(folder / f"{name}.png", dpi=130)
+
+
+def load(
+    folder: str | Path, root: str | Path | None = None
+) -> tuple[Settings, data.Dataset, Posterior]:
+    """Settings, data and fitted posterior of a run folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or its data are not found.
+        ValueError: the checkpoint does not fit.
+    """
+    folder = Path(folder)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no run (no config.json); make one with pyro-sparse fit --out {folder}"
+        )
+    settings = Settings(**json.loads(config.read_text()))
+    dataset = load_data(settings, root)
+    model, guide = build(settings, dataset)
+    infer.restore(folder / "checkpoint" / "last.safetensors", model, guide)
+    return settings, dataset, Posterior(model, guide)
+
+
+def write_export(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    root: str | Path | None = None,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """Prune the run in ``folder`` and save its compact network to ``out``; returns the summary."""
+    settings, dataset, posterior = load(folder, root)
+    keep = posterior.keep(MedianProbability(threshold))
+    small = compact(posterior, keep)
+    kept = {name: mask.nonzero().flatten().tolist() for name, mask in keep.items()}
+    export.save(
+        small,
+        out,
+        kept=kept,
+        preprocessing=dataset.preprocessing,
+        example=dataset.test.x[:2],
+    )
+    return {
+        "kept": {name: len(indices) for name, indices in kept.items()},
+        "parameters": nets.count_parameters(small),
+        "macs": nets.count_macs(small, dataset.test.x[:1]),
+        "model": settings.model,
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(aside, path)

@@ -1,0 +1,181 @@
+"""Likelihoods: what turns a network's output into a distribution of the observed target.
+
+A likelihood owns the *data* part of a model: the observed sample statement, its own latent sites
+(only :class:`Normal` has one), the natural output that users plot (class probabilities or a
+mean), and the check of targets before any training starts.
+
+To add one, write ``distribution(output, **latents)`` and ``natural(output)``; add ``sites()`` when
+it has latents of its own, and ``check`` when targets can be wrong.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+__all__ = ["Bernoulli", "Categorical", "Likelihood", "Normal", "Poisson"]
+
+
+class Likelihood(nn.Module):
+    """Base class: one observed site ``"y"`` in a plate of the whole data's size.
+
+    The minibatch stands for all ``num_data`` examples: its log-likelihood is scaled by
+    ``num_data / batch``, so that the ELBO is always that of the full data.
+    """
+
+    def sites(self) -> dict[str, Tensor]:
+        """Sample the likelihood's own latents; ``{name: value}`` as `distribution` takes them."""
+        return {}
+
+    def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
+        """Distribution of one target per example, batch shape ``(batch,)``."""
+        raise NotImplementedError
+
+    def natural(self, output: Tensor) -> Tensor:
+        """The output a user reads: class probabilities or the mean, ``(batch, ...)``."""
+        raise NotImplementedError
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        """Raise ``ValueError`` when the targets ``y`` cannot come from this likelihood."""
+
+    def forward(self, output: Tensor, y: Tensor | None, num_data: int) -> Tensor:
+        latents = self.sites()
+        # The plate never draws a subsample itself: the batch that was passed in is the subsample.
+        batch = torch.arange(len(output), device=output.device)
+        with pyro.plate("data", num_data, subsample=batch):
+            pyro.sample("y", self.distribution(output, **latents), obs=y)
+        return output
+
+
+def _check_length(output: Tensor, y: Tensor) -> None:
+    if y.shape[:1] != output.shape[:1]:
+        raise ValueError(
+            f"expected one target per example, got {tuple(y.shape)} targets for outputs of "
+            f"shape {tuple(output.shape)}; pass x and y of equal length"
+        )
+
+
+def _scalar_output(output: Tensor, likelihood: str) -> Tensor:
+    if output.dim() == 2 and output.shape[1] == 1:
+        return output.squeeze(-1)
+    if output.dim() == 1:
+        return output
+    raise ValueError(
+        f"the {likelihood} likelihood expects a network with one output per example, shape "
+        f"(batch, 1) or (batch,), got {tuple(output.shape)}; end the network in one unit"
+    )
+
+
+class Categorical(Likelihood):
+    """``y | x ~ Categorical(softmax(f(x)))``; outputs ``(batch, classes)``, labels ``(batch,)``."""
+
+    def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
+        return dist.Categorical(logits=output)
+
+    def natural(self, output: Tensor) -> Tensor:
+        return output.softmax(-1)
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        _check_length(output, y)
+        classes = output.shape[-1]
+        if y.dtype.is_floating_point or y.dtype == torch.bool or y.dim() != 1:
+            raise ValueError(
+                f"expected integer class labels of shape (batch,), got {y.dtype} of shape "
+                f"{tuple(y.shape)}; convert them with y.long()"
+            )
+        if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+            raise ValueError(
+                f"expected labels in 0..{classes - 1}, one for each of the network's {classes} "
+                f"outputs, got labels from {int(y.min())} to {int(y.max())}; relabel the data or "
+                "widen the output layer"
+            )
+
+
+class Bernoulli(Likelihood):
+    """``y | x ~ Bernoulli(sigmoid(f(x)))``; outputs ``(batch, 1)`` or ``(batch,)``, y 0 or 1."""
+
+    def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
+        return dist.Bernoulli(logits=_scalar_output(output, "Bernoulli"))
+
+    def natural(self, output: Tensor) -> Tensor:
+        return _scalar_output(output, "Bernoulli").sigmoid()
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        _check_length(output, y)
+        _scalar_output(output, "Bernoulli")
+        if not bool(((y == 0) | (y == 1)).all()):
+            raise ValueError(
+                "expected targets that are 0 or 1, got values from "
+                f"{float(y.min()):g} to {float(y.max()):g}; use Categorical for more classes"
+            )
+        if not y.dtype.is_floating_point:
+            raise ValueError(f"expected floating-point 0/1 targets, got {y.dtype}; use y.float()")
+
+
+class Normal(Likelihood):
+    r"""``y | x ~ N(f(x), 1/β)`` with a learnt noise precision ``β ~ Gamma(shape, rate)``.
+
+    Outputs ``(batch, 1)`` or ``(batch,)``. The latent site is ``noise_precision``; its guide is
+    log-normal. ``noise_scale`` fixes the noise's standard deviation instead.
+
+    :raises ValueError: where a shape, rate or scale is not positive.
+    """
+
+    def __init__(
+        self, noise_scale: float | None = None, *, shape: float = 1.0, rate: float = 1.0
+    ) -> None:
+        super().__init__()
+        for name, value in {"noise_scale": noise_scale, "shape": shape, "rate": rate}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"expected a positive {name}, got {value}")
+        self.register_buffer("shape", torch.tensor(float(shape)))
+        self.register_buffer("rate", torch.tensor(float(rate)))
+        scale = None if noise_scale is None else torch.tensor(float(noise_scale))
+        self.register_buffer("noise_scale", scale)
+
+    def sites(self) -> dict[str, Tensor]:
+        if self.noise_scale is not None:
+            return {}
+        prior = dist.Gamma(self.shape, self.rate)
+        return {"noise_precision": pyro.sample("noise_precision", prior)}
+
+    def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
+        mean = _scalar_output(output, "Normal")
+        if self.noise_scale is not None:
+            return dist.Normal(mean, self.noise_scale)
+        return dist.Normal(mean, latents["noise_precision"].rsqrt())
+
+    def natural(self, output: Tensor) -> Tensor:
+        return _scalar_output(output, "Normal")
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        _check_length(output, y)
+        mean = _scalar_output(output, "Normal")
+        if y.shape != mean.shape:
+            raise ValueError(
+                f"expected targets of shape {tuple(mean.shape)}, got {tuple(y.shape)}; "
+                "squeeze the last axis of y"
+            )
+        if not bool(torch.isfinite(y).all()):
+            raise ValueError("expected finite targets, got NaN or infinite values; remove them")
+
+
+class Poisson(Likelihood):
+    """``y | x ~ Poisson(exp(f(x)))``; outputs ``(batch, 1)`` or ``(batch,)``, y a count."""
+
+    def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
+        return dist.Poisson(_scalar_output(output, "Poisson").exp())
+
+    def natural(self, output: Tensor) -> Tensor:
+        return _scalar_output(output, "Poisson").exp()
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        _check_length(output, y)
+        _scalar_output(output, "Poisson")
+        if not bool((torch.isfinite(y) & (y >= 0) & (y == y.round())).all()):
+            raise ValueError("expected non-negative whole counts as targets; check y")

@@ -1,0 +1,38 @@
+"""Pyro modules whose parameters can be their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+from pyro.nn import PyroModule
+
+__all__ = ["LocalPyroModule", "own_parameters"]
+
+
+class LocalPyroModule(PyroModule):
+    """A PyroModule that works with ``module_local_params`` both on and off.
+
+    Pyro decides at construction whether a module can hold its own parameters; off is its default.
+    Stock SVI needs it off when the module is run, ELBO modules with torch optimisers want it on.
+    """
+
+    def __init__(self) -> None:
+        with pyro.settings.context(module_local_params=True):
+            super().__init__()
+
+
+def own_parameters(*functions: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Context in which these models and guides use their own parameters, if they all can.
+
+    Otherwise the setting is left as it is: hand-written functions and modules made without
+    `LocalPyroModule` go on using the global parameter store.
+    """
+    modules = [function for function in functions if isinstance(function, PyroModule)]
+    if len(modules) == len(functions) and all(
+        hasattr(module._pyro_context, "param_state") for module in modules
+    ):
+        return pyro.settings.context(module_local_params=True)
+    return nullcontext()

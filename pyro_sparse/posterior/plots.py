@@ -1,0 +1,85 @@
+"""Plots: each takes a matplotlib Axes, draws on it and returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+__all__ = ["COLOURS", "inclusion_probabilities", "training_curve", "units_kept"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+
+def training_curve(history: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
+    """ELBO and log-likelihood per example over epochs, and validation accuracy where recorded."""
+    epochs = [entry["epoch"] for entry in history]
+    lines = []
+    for key, label, colour in (
+        ("log_likelihood_per_datum", "log-likelihood", COLOURS[2]),
+        ("elbo_per_datum", "ELBO", COLOURS[0]),
+    ):
+        lines += ax.plot(epochs, [entry[key] for entry in history], color=colour, label=label)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("nats per example")
+    # The first epochs, with all weights still at their initial scale, would flatten the rest.
+    settled = [entry["elbo_per_datum"] for entry in history[len(history) // 4 :]]
+    top = max(entry["log_likelihood_per_datum"] for entry in history)
+    low = min(settled)
+    ax.set_ylim(low - 0.3 * (top - low), top + 0.1 * (top - low) + 1e-9)
+    if "validation_accuracy" in history[0]:
+        right = ax.twinx()
+        lines += right.plot(
+            epochs,
+            [entry["validation_accuracy"] for entry in history],
+            color=COLOURS[1],
+            label="validation accuracy, units kept",
+        )
+        right.set_ylabel("accuracy")
+        right.set_ylim(top=1.0)
+    ax.legend(lines, [line.get_label() for line in lines], loc="lower right", frameon=False)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title("training")
+    return ax
+
+
+def inclusion_probabilities(inclusion: Mapping[str, Tensor], ax: Axes) -> Axes:
+    """Posterior inclusion probabilities of every group, sorted; the dashed line is the rule ½."""
+    for index, (name, pip) in enumerate(inclusion.items()):
+        values = pip.sort(descending=True).values.tolist()
+        kept = sum(value > 0.5 for value in values)
+        colour = COLOURS[index % len(COLOURS)]
+        ranks = range(1, len(values) + 1)
+        ax.plot(ranks, values, color=colour, linewidth=1, alpha=0.5)
+        ax.scatter(
+            ranks, values, s=14, color=colour, label=f"{name}: {kept} of {len(values)}", zorder=3
+        )
+    ax.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
+    ax.axhspan(0.05, 0.95, color="0.5", alpha=0.08, linewidth=0)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("unit, by rank")
+    ax.set_ylabel("inclusion probability")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title("which units are in (shaded: undecided)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def units_kept(history: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
+    """Units by group over epochs: expected under q (line), kept by the rule ½ (dots)."""
+    epochs = [entry["epoch"] for entry in history]
+    for index, name in enumerate(history[0]["kept"]):
+        colour = COLOURS[index % len(COLOURS)]
+        ax.plot(epochs, [entry["expected"][name] for entry in history], color=colour, label=name)
+        ax.plot(epochs, [entry["kept"][name] for entry in history], ".", color=colour)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("units")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title("units: expected (line), kept (dots)")
+    ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,264 @@
+"""`Posterior`: a model with its fitted guide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import Independent
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.func import functional_call
+
+from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
+from pyro_sparse.guides import GroupGuide
+from pyro_sparse.models import SparseModel
+from pyro_sparse.modules import own_parameters
+
+from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
+from .selection import MedianProbability, SelectionRule
+from .summary import GroupSummary, Summary
+
+__all__ = ["Posterior"]
+
+
+class _ExactDraws(Messenger):
+    """Inclusions are drawn from their exact law, whatever relaxation the guide trained with."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law, events = msg["fn"], 0
+        while isinstance(law, Independent):
+            events += law.reinterpreted_batch_ndims
+            law = law.base_dist
+        if isinstance(law, RelaxedSpikeAndSlab):
+            msg["fn"] = SpikeAndSlab(logits=law.logits, slab=law.slab).to_event(events)
+
+
+class Posterior:
+    """What the data say about the network, by the fitted guide.
+
+    Dropout, normalisations and the like are in eval mode for everything here.
+
+    Args:
+        model: the model.
+        guide: its guide, after training.
+    """
+
+    def __init__(self, model: SparseModel, guide: GroupGuide) -> None:
+        self.model = model
+        self.guide = guide
+
+    # -- which units -----------------------------------------------------------------------------
+
+    def inclusion(self) -> dict[str, Tensor]:
+        """Posterior inclusion probabilities γ by group.
+
+        Groups that the model cannot exclude are absent; a dense model has none.
+
+        Returns:
+            ``{group: (units,)}``, on the CPU.
+        """
+        return {
+            name: logits.detach().double().sigmoid().cpu()
+            for name, logits in self.guide.inclusion_logits().items()
+        }
+
+    def keep(self, rule: SelectionRule | None = None) -> dict[str, Tensor]:
+        """Masks of the units to keep, for every group of the network.
+
+        Args:
+            rule: a selection rule; the median-probability rule by default.
+
+        Returns:
+            ``{group: (units,) bool}``, on the CPU; all True for groups that are never pruned.
+        """
+        chosen = (rule or MedianProbability())(self)
+        return {
+            group.name: chosen[group.name]
+            if group.name in chosen
+            else torch.ones(group.size, dtype=torch.bool)
+            for group in self.model.graph
+        }
+
+    def summary(self, rule: SelectionRule | None = None) -> Summary:
+        """A table by group: kept, expected kept with its interval, undecided, entropy."""
+        keep = self.keep(rule)
+        groups = []
+        for name, pip in self.inclusion().items():
+            law = _poisson_binomial(pip)
+            cumulative = law.cumsum(0)
+            entropy = torch.special.entr(pip) + torch.special.entr(1 - pip)
+            groups.append(
+                GroupSummary(
+                    group=name,
+                    units=len(pip),
+                    kept=int(keep[name].sum()),
+                    expected=float(pip.sum()),
+                    low=int((cumulative < 0.025).sum()),
+                    high=int((cumulative < 0.975).sum()),
+                    undecided=int(((pip > 0.05) & (pip < 0.95)).sum()),
+                    entropy=float(entropy.sum()),
+                )
+            )
+        return Summary(tuple(groups))
+
+    # -- the network they leave --------------------------------------------------------------------
+
+    @torch.no_grad()
+    def mean_parameters(self) -> dict[str, Tensor]:
+        """The network's parameters with every unit included, at the posterior means."""
+        return dict(self.model.graph.parameters(self.guide.mean_rows()))
+
+    @torch.no_grad()
+    def masked_parameters(self, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """As `mean_parameters`, with the rows of units that are not kept at 0."""
+        keep = self.keep() if keep is None else keep
+        return self.model.graph.masked_parameters(self.mean_parameters(), keep)
+
+    @torch.no_grad()
+    def masked(self, x: Tensor, keep: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The full-size network at posterior means with excluded units off.
+
+        This is what the compact network must equal.
+
+        Args:
+            x: inputs.
+                Shape: (batch, ...).
+            keep: masks by group; the default rule's when absent.
+
+        Returns:
+            The network's raw output, ``(batch, ...)``.
+        """
+        keep = self.keep() if keep is None else keep
+        gate = keep.get("input")
+        if gate is not None and not bool(gate.all()):
+            x = self.model.graph.gate_inputs(x, gate.to(x))
+        with self._evaluating():
+            return functional_call(self.model.net, self.masked_parameters(keep), (x,))
+
+    # -- predictions -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.model.net.modules()]
+        self.model.net.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @torch.no_grad()
+    def draws(
+        self, x: Tensor, num_samples: int = 20, batch_size: int = 4096
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Draws of the posterior: the network's output, and the likelihood's latents.
+
+        Each draw is one set of hard inclusions and weights for all of ``x``.
+
+        Args:
+            x: inputs.
+                Shape: (N, ...).
+            num_samples: how many draws.
+            batch_size: examples that pass through the network at once.
+
+        Yields:
+            Output ``(N, ...)`` and, for a likelihood with latents, their values.
+        """
+        with (
+            self._evaluating(),
+            own_parameters(self.model, self.guide),
+            pyro.validation_enabled(False),
+        ):
+            for _ in range(num_samples):
+                with _ExactDraws():
+                    trace = poutine.trace(self.guide).get_trace()
+                with poutine.replay(trace=trace):
+                    rows, gate = self.model.rows(), self.model.input_gate()
+                    latents = self.model.likelihood.sites()
+                output = torch.cat(
+                    [self.model.run(part, rows, gate) for part in x.split(batch_size)]
+                )
+                yield output, latents
+
+    def predict(self, x: Tensor, num_samples: int = 20, batch_size: int = 4096) -> Tensor:
+        """Draws of the likelihood's natural output: class probabilities, or the mean.
+
+        Args:
+            x: inputs.
+                Shape: (N, ...).
+            num_samples: how many draws; average over them for the ensemble's prediction.
+            batch_size: examples that pass through the network at once.
+
+        Returns:
+            ``(num_samples, N, ...)``.
+        """
+        natural = self.model.likelihood.natural
+        return torch.stack([natural(out) for out, _ in self.draws(x, num_samples, batch_size)])
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        x: Tensor,
+        y: Tensor,
+        num_samples: int = 20,
+        keep: Mapping[str, Tensor] | None = None,
+        target_scale: float = 1.0,
+    ) -> dict[str, float]:
+        """Scores of the ensemble of draws beside those of the one network that is shipped.
+
+        Args:
+            x: inputs.
+                Shape: (N, ...).
+            y: targets.
+                Shape: (N,).
+            num_samples: draws of the ensemble.
+            keep: masks by group; the default rule's when absent.
+            target_scale: standard deviation that the targets were divided by: RMSE and NLL are
+                given in the target's own unit.
+
+        Returns:
+            ``accuracy_…`` and ``ece_…`` for classes, ``rmse_…`` for numbers, and ``nll_…`` (nats
+            per example), each for ``ensemble`` and ``compact``.
+        """
+        likelihood = self.model.likelihood
+        natural, log_likelihood, precisions = [], [], []
+        for output, latents in self.draws(x, num_samples):
+            natural.append(likelihood.natural(output))
+            log_likelihood.append(likelihood.distribution(output, **latents).log_prob(y))
+            precisions.append(latents)
+        # One network has one value of each latent: the posterior mean.
+        means = {
+            name: torch.stack([latents[name] for latents in precisions]).mean(0)
+            for name in precisions[0]
+        }
+        output = self.masked(x, keep)
+        compact = likelihood.natural(output)
+        compact_log = likelihood.distribution(output, **means).log_prob(y).unsqueeze(0)
+        ensemble = torch.stack(natural).mean(0)
+        scores = {}
+        for name, prediction, logs in (
+            ("ensemble", ensemble, torch.stack(log_likelihood)),
+            ("compact", compact, compact_log),
+        ):
+            scores[f"nll_{name}"] = negative_log_likelihood(logs)
+            if y.is_floating_point():
+                # A density per standardised unit, turned into one per unit of the target.
+                scores[f"nll_{name}"] += float(torch.tensor(target_scale).log())
+                scores[f"rmse_{name}"] = rmse(prediction, y) * target_scale
+            else:
+                scores[f"accuracy_{name}"] = accuracy(prediction, y)
+                scores[f"ece_{name}"] = calibration_error(prediction, y)
+        return scores
+
+
+def _poisson_binomial(probabilities: Tensor) -> Tensor:
+    """Law of a sum of independent Bernoullis, ``(n + 1,)``, by convolution in float64."""
+    law = torch.ones(1, dtype=torch.float64)
+    for p in probabilities.tolist():
+        law = torch.cat([law * (1 - p), law.new_zeros(1)]) + torch.cat([law.new_zeros(1), law * p])
+    return law
