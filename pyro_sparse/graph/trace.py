@@ -125,6 +125,9 @@ def _walk(net: nn.Module, traced: fx.GraphModule, device: torch.device) -> Graph
         else:
             if output is not None:
                 units[node] = output
+    if any(reader.constant is None for reader in builder.groups[INPUT].readers):
+        # One excluded unit would have to stay as a constant, but an input is not ours to set.
+        builder.block(INPUT, "an excluded input emits a constant that meets zero padding")
     parameters = dict(net.named_parameters())
     return Graph(
         tuple(builder.groups.values()),
