@@ -6,10 +6,10 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from .rules import (
     LAYERS,
@@ -33,6 +33,20 @@ INPUT = "input"
 
 class UntraceableError(ValueError):
     """The network's forward cannot be recorded as a graph."""
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape and type of every value that is one tensor."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.extra_traceback = False  # the network's own message says more
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"], n.meta["dtype"] = value.shape, value.dtype
+        return value
 
 
 @contextlib.contextmanager
@@ -83,7 +97,7 @@ def groups(net: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     examples = example if isinstance(example, tuple) else (example,)
     with evaluating(net):
         try:
-            ShapeProp(traced).propagate(*(value.clone() for value in examples))
+            _Shapes(traced).run(*(value.clone() for value in examples))
         except Exception as error:
             shapes = ", ".join(str(tuple(value.shape)) for value in examples)
             raise ValueError(
@@ -159,8 +173,7 @@ def _module(node: fx.Node) -> nn.Module | None:
 
 
 def _shape(node: fx.Node) -> torch.Size | None:
-    meta = node.meta.get("tensor_meta")
-    return meta.shape if isinstance(meta, TensorMetadata) else None
+    return node.meta.get("shape")
 
 
 def _doubts(
@@ -230,7 +243,6 @@ def _input_group(traced: fx.GraphModule) -> tuple[Group, fx.Node | None]:
 
 
 def _input_units(node: fx.Node, group: Group, device: torch.device) -> Units:
-    meta = node.meta["tensor_meta"]
-    shape = [1, *meta.shape[1:]]
+    shape = [1, *node.meta["shape"][1:]]
     shape[group.dim] = 1
-    return Units(INPUT, group.dim, torch.zeros(shape, dtype=meta.dtype, device=device))
+    return Units(INPUT, group.dim, torch.zeros(shape, dtype=node.meta["dtype"], device=device))

@@ -24,8 +24,8 @@ def lenet5_caffe(
     """Two 5×5 convolutions with 2×2 max-pooling, then two linear layers.
 
     ``conv1``, ``act1``, ``pool1``, ``conv2``, ``act2``, ``pool2``, ``flatten``, ``fc1``, ``act3``,
-    ``out``: 20-50-800-500-10 on 28×28 images, 431,080 parameters and 2,293,000 multiplications
-    and additions. The convolutions have no padding.
+    ``out``: 20-50-800-500-10 on 28×28 images, 431,080 parameters and 2,293,000 MACs. The
+    convolutions have no padding.
 
     :param activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
     :param size: height and width of the images, in pixels.
