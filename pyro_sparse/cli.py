@@ -82,13 +82,24 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--inclusion-lr", type=float, help="Learning rate of the inclusion logits."),
         click.option(
             "--schedule",
-            type=click.Choice(["constant", "cosine", "linear", "late-linear"]),
+            type=click.Choice(["constant", "cosine", "linear"]),
             help="How the learning rates fall.",
         ),
         click.option(
-            "--kl-warmup",
+            "--lr-hold", type=click.FloatRange(0, 1), help="Share of training before they do."
+        ),
+        click.option(
+            "--kl-start",
             type=click.FloatRange(0, 1),
-            help="Share of the epochs over which the KL's weight rises to 1.",
+            help="The KL's weight at first; 1 is the paper's objective throughout.",
+        ),
+        click.option(
+            "--kl-hold", type=click.FloatRange(0, 1), help="Share of training at that weight."
+        ),
+        click.option(
+            "--kl-rise",
+            type=click.FloatRange(0, 1),
+            help="Share of training over which it rises to 1 then.",
         ),
         click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
         click.option("--num-particles", type=click.IntRange(1), help="Draws of the guide a step."),
@@ -140,16 +151,17 @@ def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 @main.command()
 def zoo() -> None:
     """List the models: paper, prior, guide, rule, and when to use each."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_lines=True)
-    for column in ("name", "model", "prior", "guide", "keeps", "use it when"):
-        table.add_column(column, overflow="fold")
     for entry in ZOO.values():
-        title = f"{entry.title}\n[dim]{entry.paper}[/dim]"
-        table.add_row(entry.name, title, entry.prior, entry.guide, entry.rule, entry.use)
-    Console().print(table)
+        click.secho(f"{entry.name:<8}", bold=True, nl=False)
+        click.echo(entry.title)
+        for label, text in (
+            ("paper", entry.paper),
+            ("prior", entry.prior),
+            ("guide", entry.guide),
+            ("keeps", entry.rule),
+            ("use it", f"when {entry.use}"),
+        ):
+            click.echo(f"        {label:<7} {text}")
 
 
 @main.command()

@@ -44,8 +44,11 @@ class Settings:
         data: a name that `pyro_sparse.data.load` knows.
         net: a name that `pyro_sparse.nets.build` knows; by data set when None.
         epochs, batch_size: by data set when None.
-        lr, inclusion_lr, kl_warmup, schedule, clip_norm, num_particles: see `fit`; ``kl_warmup`` is
-            a fraction of the epochs here.
+        lr, inclusion_lr, clip_norm, num_particles: see `fit`.
+        schedule, lr_hold: how the learning rates fall, and the share of training before they do.
+        kl_start, kl_hold, kl_rise: the KL's weight, see
+            :func:`pyro_sparse.infer.schedules.rising`; the paper's objective throughout is
+            ``kl_start=1``.
         variance, initial_scale, inclusion: see the guides.
         inclusion_probability, slab_scale, prune_inputs: see the models.
         validation: share of the training set that is held out for the validation curve.
@@ -59,9 +62,12 @@ class Settings:
     epochs: int | None = None
     batch_size: int | None = None
     lr: float = 2e-3
-    inclusion_lr: float = 1e-2
-    kl_warmup: float = 0.25
+    inclusion_lr: float = 3e-2
     schedule: str = "cosine"
+    lr_hold: float = 0.4
+    kl_start: float = 0.02
+    kl_hold: float = 0.2
+    kl_rise: float = 0.4
     clip_norm: float | None = None
     num_particles: int = 1
     variance: str = "tied"
@@ -181,8 +187,10 @@ def run(
         epochs=epochs,
         lr=settings.lr,
         inclusion_lr=settings.inclusion_lr,
-        kl_warmup=settings.kl_warmup * epochs if sparse else 0.0,
-        schedule=settings.schedule,
+        schedule=infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
+        kl_weight=infer.schedules.rising(settings.kl_start, settings.kl_hold, settings.kl_rise)
+        if sparse
+        else None,
         clip_norm=settings.clip_norm,
         num_particles=settings.num_particles,
         seed=settings.seed,

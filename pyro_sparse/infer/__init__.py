@@ -1,7 +1,9 @@
 """Inference: the ELBO, local reparameterisation, and `fit`."""
 
+from . import schedules
+from .checkpoint import restore
 from .elbo import ELBO
-from .fit import Run, fit
+from .fit import Run, check_data, fit
 from .local_reparameterisation import LocalReparameterisation
 
-__all__ = ["ELBO", "LocalReparameterisation", "Run", "fit"]
+__all__ = ["ELBO", "LocalReparameterisation", "Run", "check_data", "fit", "restore", "schedules"]

@@ -30,20 +30,12 @@ from pyro_sparse.modules import own_parameters
 
 from .checkpoint import restore, save_checkpoint
 from .elbo import ELBO
+from .schedules import Schedule, constant
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["SCHEDULES", "Run", "check_data", "fit"]
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "linear": lambda progress: 1.0 - progress,
-    "late-linear": lambda progress: min(1.0, 2 * (1 - progress)),
-}
-"""Factor on the learning rates by progress in [0, 1]; late-linear falls over the second half."""
-
+__all__ = ["Run", "check_data", "fit"]
 
 @dataclass
 class Run:
@@ -122,8 +114,8 @@ def fit(
     lr: float = 1e-3,
     inclusion_lr: float | None = None,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.Adam,
-    schedule: str | Callable[[float], float] = "cosine",
-    kl_warmup: float = 0.0,
+    schedule: Schedule | None = None,
+    kl_weight: Schedule | None = None,
     clip_norm: float | None = None,
     num_particles: int = 1,
     local_reparameterisation: bool = True,
@@ -146,10 +138,9 @@ def fit(
         inclusion_lr: learning rate of the inclusion logits, ``lr`` by default. They must move by
             several units while the weights move by hundredths.
         optimizer: makes the optimiser from parameter groups that have their ``lr``.
-        schedule: factor on the learning rates by progress in [0, 1]: a function, or one of
-            ``constant``, ``cosine``, ``linear``, ``late-linear``; applied every step.
-        kl_warmup: epochs over which the KL's weight rises linearly from 0 to 1. After it the
-            objective is the evidence lower bound.
+        schedule: factor on the learning rates by progress in [0, 1], see
+            :mod:`pyro_sparse.infer.schedules`; 1 by default.
+        kl_weight: weight of the KL by progress in [0, 1]; 1, the evidence lower bound, by default.
         clip_norm: largest norm of the gradient of the loss per example.
         num_particles: draws of the guide a step.
         local_reparameterisation: see :mod:`pyro_sparse.infer.local_reparameterisation`.
@@ -174,12 +165,8 @@ def fit(
     for name, value in {"lr": lr, "inclusion_lr": inclusion_lr, "clip_norm": clip_norm}.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected a positive {name}, got {value}")
-    if kl_warmup < 0:
-        raise ValueError(f"expected kl_warmup ≥ 0 epochs, got {kl_warmup}")
-    if isinstance(schedule, str):
-        if schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {schedule!r}; expected one of {sorted(SCHEDULES)}")
-        schedule = SCHEDULES[schedule]
+    schedule = schedule or constant()
+    kl_weight = kl_weight or constant()
     folder = None if out is None else Path(out)
     checkpoint = None if folder is None else folder / "checkpoint" / "last.safetensors"
     if checkpoint is not None and checkpoint.exists() and not resume:
@@ -212,7 +199,7 @@ def fit(
                 _train_epoch(
                     objective, stepper, loader, fabric, run,
                     epoch=epoch, epochs=epochs, rates=rates, schedule=schedule,
-                    kl_warmup=kl_warmup, clip_norm=clip_norm,
+                    kl_weight=kl_weight, clip_norm=clip_norm,
                 )  # fmt: skip
                 metrics = run.history[-1]
                 if on_epoch is not None:
@@ -241,8 +228,8 @@ def _train_epoch(
     epoch: int,
     epochs: int,
     rates: list[float],
-    schedule: Callable[[float], float],
-    kl_warmup: float,
+    schedule: Schedule,
+    kl_weight: Schedule,
     clip_norm: float | None,
 ) -> None:
     model, guide, elbo = objective.model, objective.guide, objective.elbo
@@ -252,10 +239,10 @@ def _train_epoch(
     count, loss_total = 0, torch.zeros((), dtype=torch.float64)
     for step, (x, y) in enumerate(loader):
         within = step / steps if steps else 0.0
-        factor = schedule((epoch - 1 + within) / epochs)
+        done = (epoch - 1 + within) / epochs
         for group, rate in zip(stepper.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        elbo.kl_weight = min(1.0, (epoch - 1 + within) / kl_warmup) if kl_warmup else 1.0
+            group["lr"] = rate * schedule(done)
+        elbo.kl_weight = kl_weight(done)
         x, y = x.to(fabric.device), y.to(fabric.device)
         # The first step checks every distribution's arguments; later ones trust it.
         with pyro.validation_enabled(epoch == 1 and step == 0):
