@@ -3,5 +3,6 @@
 from .compact import GatherInputs, compact_network, equivalence
 from .load import load
 from .save import save
+from .shipping import compact
 
-__all__ = ["GatherInputs", "compact_network", "equivalence", "load", "save"]
+__all__ = ["GatherInputs", "compact", "compact_network", "equivalence", "load", "save"]

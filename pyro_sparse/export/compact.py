@@ -75,9 +75,12 @@ def compact_network(
     for name, value in parameters.items():
         if name in graph.aliases:
             continue
-        if name not in own or value.shape != own[name].shape:
-            expected = f"shape {tuple(own[name].shape)}" if name in own else "no such parameter"
-            raise ValueError(f"{name!r}: expected {expected}, got shape {tuple(value.shape)}")
+        if name not in own:
+            raise ValueError(f"no parameter {name!r}; there are {', '.join(own)}")
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"{name!r}: expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}"
+            )
         tensors[name] = value.detach().to(own[name], copy=True)
     tensors = graph.masked_parameters(tensors, masks)
 

@@ -65,8 +65,12 @@ def evaluating(net: nn.Module) -> Iterator[nn.Module]:
 def trace(net: nn.Module) -> fx.GraphModule:
     """The network in eval mode as a ``torch.fx`` graph; it shares the network's modules.
 
-    :raises UntraceableError: where the forward depends on the data.
+    :raises UntraceableError: where the forward depends on the data, or ``net`` itself has hooks.
     """
+    if net._forward_hooks or net._forward_pre_hooks:
+        raise UntraceableError(
+            f"{type(net).__name__} has hooks, which a graph of its forward does not show"
+        )
     with evaluating(net):
         try:
             return fx.GraphModule(net, fx.Tracer().trace(net))

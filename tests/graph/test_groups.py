@@ -333,6 +333,13 @@ def test_untraceable():
         groups(net, torch.randn(2, 4))
 
 
+def test_hooks_of_the_whole_network():
+    net = mlp([4, 3, 2])
+    net.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    with pytest.raises(UntraceableError, match="has hooks"):
+        groups(net, torch.randn(2, 4))
+
+
 def test_example_of_another_shape():
     with pytest.raises(ValueError, match=r"does not accept the example input of shape \(2, 5\)"):
         groups(mlp([4, 3, 2]), torch.randn(2, 5))
