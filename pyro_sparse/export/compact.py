@@ -109,7 +109,8 @@ def compact_network(
             if name in own or dim == 0:
                 value = value.index_select(dim, entries)
         like = own[name] if name in own else own[weight]
-        parameter = nn.Parameter(value.to(like.dtype).contiguous(), like.requires_grad)
+        trainable = like.requires_grad or not isinstance(like, nn.Parameter)
+        parameter = nn.Parameter(value.to(like.dtype).contiguous(), trainable)
         for alias in [name, *(a for a, first in graph.aliases.items() if first == name)]:
             _set(small, alias, parameter)
     if not masks["input"].all():

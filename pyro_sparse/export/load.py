@@ -219,7 +219,9 @@ def load(directory: str | Path = Path(__file__).parent) -> nn.Module:
     weights = directory / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing")
-    tensors = load_file(weights)
+    # Copies, since memory mapped from a file is not aligned as torch aligns it: slower, and rounded
+    # otherwise than in the network that was saved.
+    tensors = {name: value.clone() for name, value in load_file(weights).items()}
     architecture = config["architecture"]
     parts: dict[str, Any] = {}
     for name, kind in architecture["tensors"].items():

@@ -232,6 +232,7 @@ def test_parameters_that_are_buffers_become_parameters():
     small = compact_network(template, graph, {}, keep)
     assert count_parameters(small) == 7 + 4
     assert not list(small.buffers())
+    assert all(value.requires_grad for value in small.parameters())
     assert equivalence(template, graph, dict(net.named_parameters()), keep, small, x) <= TOLERANCE
 
 
