@@ -65,7 +65,7 @@ class _MixedGradient:
         return _Masked(self, mask)
 
 
-class _Independent(_MixedGradient, Independent):
+class _Independent(_MixedGradient, Independent):  # type: ignore[override]
     def score_parts(self, value: Tensor) -> ScoreParts:
         parts = self.base_dist.score_parts(value)
         return ScoreParts(
@@ -162,8 +162,8 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
         return self.slab.has_rsample
 
     @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
-        return _ZeroOr(self.slab.support)
+    def support(self) -> constraints.Constraint:
+        return _ZeroOr(self.slab.support)  # type: ignore[arg-type]
 
     @property
     def mean(self) -> Tensor:
@@ -274,7 +274,7 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
         new = self._get_checked_instance(RelaxedSpikeAndSlab, _instance)
         new.temperature = self.temperature
         new.straight_through = self.straight_through
-        return super().expand(batch_shape, _instance=new)  # type: ignore[return-value]
+        return super().expand(batch_shape, _instance=new)
 
     def rsample_inclusion(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws z alone, with a gradient in the logits; shape ``sample_shape + batch_shape``."""

@@ -3,9 +3,10 @@ r"""Normal and log-normal distributions truncated to an interval, in any tail.
 The textbook formulas, differences of Φ divided by Z = Φ(β) - Φ(α), underflow or cancel as soon as
 the location leaves the interval by a few scales. Here every statistic is a sum of positive terms:
 a Gauss-Legendre rule in float64 on that part of [low, high] which holds all but 1e-17 of the mass,
-relative to the mode, in log space. The density is entire and spans a fixed range there, so that 48
-nodes reach rounding error in the centre and in the tails alike, and autograd gives the gradients.
-Bounds are meant to be constants: samples have no gradient in them.
+relative to the mode. The density is entire and falls by a fixed factor there, so that 48 nodes
+reach rounding error in the centre and in the tails alike. Gradients are moments of the same rule.
+
+Statistics and samples are differentiable in loc and scale, once; bounds are constants.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
@@ -88,40 +90,44 @@ class TruncatedNormal(_Truncated):
 
     @property
     def mean(self) -> Tensor:
-        mode, offset, weight = self._quadrature()
-        return (mode + (weight * offset).sum(-1)).to(self.loc.dtype)
+        mode, _, mean, _ = self._moments()
+        return (mode + mean).to(self.loc.dtype)
 
     @property
     def variance(self) -> Tensor:
-        _, offset, weight = self._quadrature()
-        centred = offset - (weight * offset).sum(-1, keepdim=True)
-        return (weight * centred.square()).sum(-1).to(self.loc.dtype)
+        return self._moments()[3].to(self.loc.dtype)
 
     def entropy(self) -> Tensor:
         return self.double_entropy().to(self.loc.dtype)
 
     def double_entropy(self) -> Tensor:
         """The entropy in float64, for differences that float32 would lose."""
-        _, offset, weight = self._quadrature()
-        energy = (weight * self._log_density(offset)).sum(-1)
-        return self._log_integral(self.low.double(), self.high.double()) - energy
+        mode, log_integral, mean, variance = self._moments()
+        energy = variance + mean * (mean + 2 * (mode - self.loc.double()))
+        return log_integral + energy / (2 * self.scale.double().square())
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         value = value.double()
-        log_density = self._log_density((value - self._mode()).unsqueeze(-1)).squeeze(-1)
-        log_prob = log_density - self._log_integral(self.low.double(), self.high.double())
+        mode, log_integral, _, _ = self._moments()
+        log_prob = self._log_ratio(value, mode) - log_integral
         inside = (self.low <= value) & (value <= self.high)
         return torch.where(inside, log_prob, -math.inf).to(self.loc.dtype)
 
     def log_mass(self, low: Tensor | float, high: Tensor | float) -> Tensor:
         """log P(low ≤ X ≤ high), accurate in both tails; -inf where nothing overlaps."""
-        low, high = (torch.as_tensor(v, device=self.loc.device).double() for v in (low, high))
-        low, high = low.clamp(self.low, self.high), high.clamp(self.low, self.high)
-        total = self._log_integral(self.low.double(), self.high.double())
-        part = self._log_integral(low, torch.maximum(low, high))
-        return torch.where(low < high, part - total, -math.inf).to(self.loc.dtype)
+        low, high = (
+            torch.as_tensor(v, dtype=torch.float64, device=self.loc.device).clamp(
+                self.low, self.high
+            )
+            for v in (low, high)
+        )
+        mode, log_integral, _, _ = self._moments()
+        loc, scale = self.loc.double(), self.scale.double()
+        part_mode, part, _, _ = _moments(loc, scale, low, torch.maximum(low, high))
+        log_mass = self._log_ratio(part_mode, mode) + part - log_integral
+        return torch.where(low < high, log_mass, -math.inf).to(self.loc.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -150,32 +156,23 @@ class TruncatedNormal(_Truncated):
         return self.icdf(torch.rand(shape, dtype=torch.float64, device=self.loc.device))
 
     def log_exponential_moment(self, order: float) -> Tensor:
-        """log E exp(order · X): moments of the truncated log-normal, in log space and float64."""
-        low, high = self.low.double(), self.high.double()
-        return self._log_integral(low, high, order) - self._log_integral(low, high)
+        """log E exp(order · X), in float64: the moments of exp(X) in log space."""
+        # exp(order · x) times the density is again normal, about a shifted location.
+        mode, log_integral, _, _ = self._moments()
+        scale = self.scale.double()
+        shifted = self.loc.double() + order * scale.square()
+        top, tilted, _, _ = _moments(shifted, scale, self.low.double(), self.high.double())
+        return order * top + self._log_ratio(top, mode) + tilted - log_integral
 
-    def _mode(self) -> Tensor:
-        return self.loc.detach().double().clamp(self.low.double(), self.high.double())
+    def _moments(self) -> tuple[Tensor, ...]:
+        return _moments(
+            self.loc.double(), self.scale.double(), self.low.double(), self.high.double()
+        )
 
-    def _log_density(self, offset: Tensor) -> Tensor:
-        """log p(mode + offset) - log p(mode), without the cancellation of two squares."""
-        distance = (self._mode() - self.loc.double()).unsqueeze(-1)
-        variance = self.scale.double().square().unsqueeze(-1)
-        return -offset * (offset + 2 * distance) / (2 * variance)
-
-    def _log_integral(self, low: Tensor, high: Tensor, order: float = 0.0) -> Tensor:
-        """log of the integral of exp(order · x) p(x) / p(mode) over [low, high]."""
-        loc, scale = self.loc.detach().double(), self.scale.detach().double()
-        tilted_mode, offset, log_weight = _rule(loc + order * scale.square(), scale, low, high)
-        shift = (tilted_mode - self._mode()).unsqueeze(-1) + offset
-        tilt = order * (tilted_mode.unsqueeze(-1) + offset)
-        return torch.logsumexp(tilt + self._log_density(shift) + log_weight, -1)
-
-    def _quadrature(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mode, offsets of the nodes from it, and their probabilities."""
-        loc, scale = self.loc.detach().double(), self.scale.detach().double()
-        mode, offset, log_weight = _rule(loc, scale, self.low.double(), self.high.double())
-        return mode, offset, torch.softmax(self._log_density(offset) + log_weight, -1)
+    def _log_ratio(self, value: Tensor, mode: Tensor) -> Tensor:
+        """log p(value) - log p(mode), without the cancellation of two squares."""
+        distance = (value - mode) * (value + mode - 2 * self.loc.double())
+        return -distance / (2 * self.scale.double().square())
 
 
 class TruncatedLogNormal(_Truncated):
@@ -228,12 +225,9 @@ class TruncatedLogNormal(_Truncated):
     def _squared_variation(self) -> Tensor:
         """Var θ / (E θ)² in float64."""
         excess = torch.expm1(self.log_second_moment() - 2 * self.log_mean())
-        # Where that difference is lost in rounding θ is nearly constant: sum its deviations.
-        _, offset, weight = self.log_distribution._quadrature()
-        growth = torch.expm1(offset.clamp(max=1.0))
-        mean = (weight * growth).sum(-1, keepdim=True)
-        relative = (growth - mean) / (1 + mean)
-        return torch.where(excess > 1e-3, excess, (weight * relative.square()).sum(-1))
+        # Where that difference drowns in rounding, θ is constant to 1e-4 and the variance of log θ
+        # equals it to as many digits.
+        return torch.where(excess > 1e-9, excess, self.log_distribution._moments()[3])
 
     def entropy(self) -> Tensor:
         log_distribution = self.log_distribution
@@ -350,24 +344,69 @@ def _exponential_interval(low: Tensor, high: Tensor) -> constraints.Constraint:
 
 @functools.lru_cache
 def _legendre(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes in (0, 1) and log weights of the Gauss-Legendre rule."""
+    """Nodes in (0, 1) and weights of the Gauss-Legendre rule."""
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    rule = torch.from_numpy(np.stack([(nodes + 1) / 2, np.log(weights / 2)]))
+    rule = torch.from_numpy(np.stack([nodes + 1, weights]) / 2)
     return tuple(rule.to(device).unbind())  # type: ignore[return-value]
 
 
-def _rule(centre: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
-    """The mode on [low, high] of a normal density, nodes relative to it, and log weights."""
-    mode = centre.clamp(low, high)
-    slope = (centre - mode).abs() / scale
-    # Root v of v²/2 + slope · v = _DROP: the standardised distance over which the density falls.
-    reach = scale * 2 * _DROP / (slope + (slope.square() + 2 * _DROP).sqrt())
-    left, right = torch.minimum(mode - low, reach), torch.minimum(high - mode, reach)
-    span = left + right
-    nodes, log_weights = _legendre(centre.device)
-    offset = span.unsqueeze(-1) * nodes - left.unsqueeze(-1)
-    smallest = torch.finfo(span.dtype).tiny
-    return mode, offset, log_weights + span.clamp(min=smallest).log().unsqueeze(-1)
+class _Moments(torch.autograd.Function):
+    """Integral and moments of a normal density on an interval, all relative to its mode there.
+
+    With c the mode and r = x - c: the mode, log of the integral of p(x) / p(c), the mean of r and
+    its variance. One node holds exp(-r (r + 2 (c - loc)) / (2 scale²)); differentiating that in loc
+    and scale multiplies it by r / scale² and r (r + 2 (c - loc)) / scale³, so that all
+    derivatives are central moments up to the fourth.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, ...]:
+        mode = loc.clamp(low, high)
+        distance = mode - loc
+        slope = distance.abs() / scale
+        # Root v of v²/2 + slope · v = _DROP: the standardised distance over which p falls by that.
+        reach = scale * 2 * _DROP / (slope + (slope.square() + 2 * _DROP).sqrt())
+        left, right = torch.minimum(mode - low, reach), torch.minimum(high - mode, reach)
+        span = left + right
+        nodes, weights = _legendre(loc.device)
+        offset = torch.addcmul(-left.unsqueeze(-1), span.unsqueeze(-1), nodes)
+        mass = (offset + 2 * distance.unsqueeze(-1)).mul_(offset)
+        mass = mass.mul_((-0.5 / scale.square()).unsqueeze(-1)).exp_().mul_(weights)
+        total = mass.sum(-1)
+        mass /= total.unsqueeze(-1)
+        log_integral = span.log() + total.log()
+
+        mean = (mass * offset).sum(-1)
+        centred = offset.sub_(mean.unsqueeze(-1))
+        mass *= centred
+        third_weight = centred.square()
+        second = (mass * centred).sum(-1)
+        third = (mass * third_weight).sum(-1)
+        fourth = (mass * third_weight.mul_(centred)).sum(-1)
+        ctx.save_for_backward(scale, distance, mean, second, third, fourth)
+        ctx.mark_non_differentiable(mode)
+        return mode, log_integral, mean, second
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale, distance, mean, second, third, fourth = ctx.saved_tensors
+        _, by_integral, by_mean, by_variance = gradients
+        from_loc = 2 * (mean + distance)
+        energy = second + mean * (mean + 2 * distance)
+        loc = by_integral * mean + by_mean * second + by_variance * third
+        of_scale = (
+            by_integral * energy
+            + by_mean * (third + from_loc * second)
+            + by_variance * (fourth - second.square() + from_loc * third)
+        )
+        return loc / scale.square(), of_scale / scale.pow(3), None, None
+
+
+def _moments(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+    return _Moments.apply(*torch.broadcast_tensors(loc, scale, low, high))
 
 
 def _truncated_quantile(
@@ -387,18 +426,22 @@ def _truncated_quantile(
     p = torch.where(mirrored, 1 - probability, probability).clamp(epsilon, 1 - epsilon)
 
     below = torch.special.ndtr(a)
-    distance = b - torch.special.ndtri(below + p * (torch.special.ndtr(b) - below))
+    t = torch.special.ndtri(below + p * (torch.special.ndtr(b) - below)).clamp(a, b)
+    distance = b - t
+    sample = torch.where(mirrored, loc - scale * t, loc + scale * t)
     in_tail = b < -_TAIL
     if in_tail.any():
-        distance = torch.where(in_tail, _tail_distance(a, b.clamp(max=-_TAIL), p), distance)
-    distance = distance.clamp(min=torch.zeros_like(b), max=b - a)
+        # Here t would round to b, or to infinity: the distance from b is what is known.
+        beyond = _tail_distance(a, b.clamp(max=-_TAIL), p).clamp(min=torch.zeros_like(b), max=b - a)
+        t, distance = torch.where(in_tail, b - beyond, t), torch.where(in_tail, beyond, distance)
+        near_bound = torch.where(mirrored, low + scale * beyond, high - scale * beyond)
+        sample = torch.where(in_tail, near_bound, sample)
 
     to_low = b - a - distance
     by_a = (1 - p) * (0.5 * to_low * (to_low + 2 * a)).exp()
     by_b = (p.log() + distance * (0.5 * distance - b)).exp()
     by_loc = 1 - by_a - by_b
-    by_scale = (b - distance) * by_loc + to_low * by_a - distance * by_b
-    sample = torch.where(mirrored, low + scale * distance, high - scale * distance)
+    by_scale = t * by_loc + to_low * by_a - distance * by_b
     return sample, by_loc, torch.where(mirrored, -by_scale, by_scale)
 
 

@@ -1,0 +1,289 @@
+"""Truncated laws, with the location inside, at the edge of, and far outside the interval."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pyro_sparse.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
+
+CASES = [
+    # loc, scale, low, high
+    (0.3, 1.0, -1.0, 2.0),
+    (0.0, math.exp(-5), -20.0, 0.0),
+    (-1.0, math.exp(-3), -20.0, 0.0),
+    (-15.0, 0.05, -20.0, 0.0),
+    (-25.0, 0.5, -20.0, 0.0),
+    (5.0, math.exp(-3), -20.0, 0.0),
+    (5.0, math.exp(-10), -20.0, 0.0),
+    (-10.0, math.exp(5), -20.0, 0.0),
+    (1e4, 30.0, -1.0, 1.0),
+    (0.0, 1e-6, -1.0, 1.0),
+    (0.0, 1e3, -1.0, 1.0),
+]
+
+
+def double(value: float | list, grad: bool = False) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=grad)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_statistics_against_quadrature(integrate, case: tuple) -> None:
+    """Relative to the mode, so that the quadrature itself does not cancel in the tails."""
+    loc, scale, low, high = map(np.longdouble, case)
+    mode = min(max(loc, low), high)
+    slope = abs(loc - mode) / scale
+    reach = scale * 120 / (slope + np.sqrt(slope**2 + 120))
+
+    def expect(function) -> np.longdouble:
+        def integrand(r: np.ndarray) -> np.ndarray:
+            return function(r) * np.exp(-r * (r + 2 * (mode - loc)) / (2 * scale**2))
+
+        return integrate(integrand, max(low - mode, -reach), min(high - mode, reach))
+
+    total = expect(lambda r: 1)
+    mean = expect(lambda r: r) / total
+    variance = expect(lambda r: (r - mean) ** 2) / total
+    growth = expect(np.expm1) / total
+    noise = expect(lambda r: (np.expm1(r) - growth) ** 2) / total
+    entropy = np.log(total) + expect(lambda r: r * (r + 2 * (mode - loc))) / (2 * scale**2 * total)
+    log_mean = mode + np.log1p(growth)
+    log_square = 2 * log_mean + np.log1p(noise / (1 + growth) ** 2)
+
+    law = TruncatedNormal(*(double(v) for v in case))
+    assert law.mean.item() == pytest.approx(float(mode + mean), rel=1e-11, abs=1e-14)
+    assert law.variance.item() == pytest.approx(float(variance), rel=1e-10)
+    assert law.entropy().item() == pytest.approx(float(entropy), rel=1e-11, abs=1e-12)
+    law = TruncatedLogNormal(*(double(v) for v in case))
+    assert law.log_mean().item() == pytest.approx(float(log_mean), rel=1e-10, abs=1e-14)
+    assert law.log_second_moment().item() == pytest.approx(float(log_square), rel=1e-10, abs=1e-14)
+    assert law.mean.item() == pytest.approx(float(np.exp(log_mean)), rel=1e-10)
+    assert law.variance.item() == pytest.approx(float(np.exp(2 * mode) * noise), rel=1e-4)
+    assert law.entropy().item() == pytest.approx(float(entropy + mode + mean), rel=1e-11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_density_and_distribution_function_agree(case: tuple) -> None:
+    """The density integrates to the distribution function, which inverts the quantiles."""
+    law = TruncatedNormal(*(double(v) for v in case))
+    probability = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    quantiles = law.icdf(probability)
+    assert (quantiles >= law.low).all()
+    assert (quantiles <= law.high).all()
+    # A quantile next to a bound is only known to the rounding of the bound.
+    resolution = law.log_prob(quantiles).exp() * quantiles.abs() * 1e-15
+    assert ((law.cdf(quantiles) - probability).abs() <= 1e-12 + resolution).all()
+    grid = law.icdf(double([0.001, 0.999])).detach()
+    x = torch.linspace(*grid.tolist(), 20_001, dtype=torch.float64)
+    for distribution, values in [
+        (law, x),
+        (TruncatedLogNormal(*(double(v) for v in case)), x.clamp(max=300).exp()),
+    ]:
+        mass = torch.trapezoid(distribution.log_prob(values).exp(), values)
+        assert mass.item() == pytest.approx(0.998, rel=3e-4)
+
+
+def test_against_scipy_in_the_centre() -> None:
+    law = TruncatedNormal(double(0.3), double(0.8), -1.0, 2.0)
+    reference = stats.truncnorm(-1.3 / 0.8, 1.7 / 0.8, loc=0.3, scale=0.8)
+    x = torch.linspace(-1, 2, 31).double()
+    torch.testing.assert_close(law.log_prob(x), torch.from_numpy(reference.logpdf(x.numpy())))
+    torch.testing.assert_close(law.cdf(x), torch.from_numpy(reference.cdf(x.numpy())))
+    assert law.variance.item() == pytest.approx(reference.var(), rel=1e-10)
+    assert law.entropy().item() == pytest.approx(float(reference.entropy()), rel=1e-8)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_samples_follow_the_law(case: tuple) -> None:
+    count = 10_000
+    law = TruncatedNormal(*(double(v) for v in case)).expand((count,))
+    sample = law.sample()
+    assert stats.kstest(law.cdf(sample).numpy(), "uniform").pvalue > 1e-3
+    error = 5 * (law.variance[0] / count).sqrt()
+    assert (sample.mean() - law.mean[0]).abs() < error + 1e-15 * abs(case[0])
+    exponential = TruncatedLogNormal(*(torch.tensor(v) for v in case)).expand((100,))
+    assert torch.isfinite(exponential.log_prob(exponential.sample())).all()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[1] > 1e-3])
+def test_sample_gradients(case: tuple) -> None:
+    """Implicit derivatives of the quantiles against differences of the quantile function."""
+    loc, scale, low, high = case
+    probability = double([0.02, 0.3, 0.5, 0.9, 0.999])
+
+    def quantiles(loc: Tensor, scale: Tensor) -> Tensor:
+        return TruncatedNormal(loc, scale, low, high).icdf(probability)
+
+    leaves = [double(loc, True), double(scale, True)]
+    for position in range(2):
+        by_hand = torch.stack(
+            [
+                torch.autograd.grad(q, leaves, retain_graph=True)[position]
+                for q in quantiles(*leaves)
+            ]
+        )
+        step = 1e-4 * scale
+        ends = []
+        for sign in (1, -1):
+            moved = [leaf.detach().clone() for leaf in leaves]
+            moved[position] += sign * step
+            ends.append(quantiles(*moved))
+        difference = (ends[0] - ends[1]) / (2 * step)
+        # Rounding of the ends, next to that of the derivative itself.
+        noise = 1e-15 * max(abs(low), abs(high)) / step + 1e-12 * abs(loc - high) / scale
+        torch.testing.assert_close(by_hand, difference, rtol=1e-5, atol=1e-9 + noise)
+
+
+def test_sample_gradient_far_outside() -> None:
+    """Far above the interval, x = high - E σ²/(loc - high) with an exponential E."""
+    loc, scale = double(1e4, True), double(30.0, True)
+    uniform = double(0.3)
+    exponential = -math.log(0.3)
+    x = TruncatedNormal(loc, scale, -1000.0, 0.0).icdf(uniform)
+    by_loc, by_scale = torch.autograd.grad(x, [loc, scale])
+    assert x.item() == pytest.approx(-exponential * 900 / 1e4, rel=1e-4)
+    assert by_loc.item() == pytest.approx(exponential * 900 / 1e8, rel=1e-4)
+    assert by_scale.item() == pytest.approx(-exponential * 60 / 1e4, rel=1e-4)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[1] > 1e-3])
+def test_gradients_of_statistics(case: tuple) -> None:
+    loc, scale, low, high = case
+    # In units of the scale, so that one step size fits all cases.
+    value = TruncatedNormal(double(loc), double(scale), low, high).icdf(double([0.2, 0.8]))
+
+    def statistics(position: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
+        law = TruncatedNormal(loc + scale * position, scale * factor, low, high)
+        exponential = TruncatedLogNormal(law.loc, law.scale, low, high)
+        return (
+            law.mean / scale,
+            law.variance / scale**2,
+            law.entropy(),
+            law.log_prob(value),
+            law.log_mass(low, value),
+            exponential.log_mean(),
+            exponential.log_second_moment(),
+        )
+
+    leaves = [double(0.0, True), double(1.0, True)]
+    assert torch.autograd.gradcheck(statistics, leaves, eps=1e-5, atol=2e-5, rtol=1e-5)
+
+
+def test_float32_is_finite_everywhere() -> None:
+    loc, log_scale = torch.meshgrid(
+        torch.linspace(-20, 5, 51), torch.linspace(-10, 5, 31), indexing="ij"
+    )
+    leaves = [loc.clone().requires_grad_(), log_scale.clone().requires_grad_()]
+    law = TruncatedLogNormal(leaves[0], leaves[1].exp(), -20.0, 0.0)
+    sample = law.rsample()
+    statistics = {
+        "mean": law.mean,
+        "variance": law.variance,
+        "log mean": law.log_mean(),
+        "log second moment": law.log_second_moment(),
+        "signal to noise": law.signal_to_noise.log(),
+        "entropy": law.entropy(),
+        "sample": sample,
+        "log prob": law.log_prob(sample.detach()),
+        "log mass": law.log_distribution.log_mass(-20.0, -15.0).clamp(min=-1e30),
+    }
+    for name, value in statistics.items():
+        assert torch.isfinite(value).all(), name
+        for gradient in torch.autograd.grad(value.sum(), leaves, retain_graph=True):
+            assert torch.isfinite(gradient).all(), name
+    assert (law.mean > 0).all()
+    assert (law.mean <= 1).all()
+
+
+def test_figures_that_naive_float32_gets_wrong() -> None:
+    law = TruncatedLogNormal(torch.tensor(-1.0), torch.tensor(math.exp(-3)), -20.0, 0.0)
+    assert law.mean.item() == pytest.approx(0.368, abs=1e-3)
+    assert law.signal_to_noise.item() == pytest.approx(20.07, abs=0.01)
+    flat = TruncatedLogNormal(torch.tensor(-10.0), torch.tensor(1e4), -20.0, 0.0)
+    assert flat.mean.item() == pytest.approx(1 / 20, rel=1e-4)
+    assert flat.signal_to_noise.item() == pytest.approx(1 / 3, rel=1e-3)
+
+
+def test_log_mass() -> None:
+    law = TruncatedNormal(double(0.3), double(0.8), -1.0, 2.0)
+    torch.testing.assert_close(law.log_mass(-1.0, 2.0), double(0.0), atol=1e-14, rtol=0)
+    torch.testing.assert_close(law.log_mass(-9.0, 9.0), double(0.0), atol=1e-14, rtol=0)
+    torch.testing.assert_close(
+        law.log_mass(0.0, 0.5).exp(), law.cdf(double(0.5)) - law.cdf(double(0.0))
+    )
+    assert law.log_mass(3.0, 4.0) == -math.inf
+    # A mass of exp(-5000), which differences of Φ lose.
+    far = TruncatedNormal(double(0.0), double(0.01), -1.0, 1.0)
+    with mpmath.workdps(30):
+        expected = mpmath.log(
+            (mpmath.erfc(99 / mpmath.sqrt(2)) - mpmath.erfc(100 / mpmath.sqrt(2))) / 2
+        )
+    assert far.log_mass(0.99, 1.0).item() == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_log_uniform() -> None:
+    law = LogUniform(double(-2.0), double(1.0))
+    reference = stats.loguniform(math.exp(-2), math.exp(1))
+    x = double([0.14, 0.5, 2.0])
+    torch.testing.assert_close(law.log_prob(x), torch.from_numpy(reference.logpdf(x.numpy())))
+    torch.testing.assert_close(law.cdf(x), torch.from_numpy(reference.cdf(x.numpy())))
+    torch.testing.assert_close(law.icdf(law.cdf(x)), x)
+    assert law.mean.item() == pytest.approx(reference.mean())
+    assert law.variance.item() == pytest.approx(reference.var())
+    assert law.entropy().item() == pytest.approx(float(reference.entropy()), rel=1e-6)
+    sample = law.sample((10_000,))
+    assert stats.kstest(sample.numpy(), reference.cdf).pvalue > 1e-3
+    # The upper end, 1, is in the support of the usual noise prior.
+    assert torch.isfinite(LogUniform(-20.0, 0.0).log_prob(torch.tensor([1.0, math.exp(-20)]))).all()
+    low = double(-2.0, True)
+    (gradient,) = torch.autograd.grad(LogUniform(low, 1.0).icdf(double(0.25)), low)
+    assert gradient.item() == pytest.approx(0.75 * math.exp(-1.25))
+
+
+@pytest.mark.parametrize("family", [TruncatedNormal, TruncatedLogNormal])
+def test_shapes(family) -> None:
+    law = family(torch.zeros(3, 1), torch.ones(4), -1.0, 1.0)
+    assert law.batch_shape == (3, 4)
+    wide = law.expand((2, 3, 4))
+    assert type(wide) is family
+    assert wide.rsample((5,)).shape == (5, 2, 3, 4)
+    assert wide.to_event(2).log_prob(wide.sample()).shape == (2,)
+    assert wide.mask(False).log_prob(wide.sample()).shape == (2, 3, 4)
+    assert law.sample().dtype == law.mean.dtype == law.variance.dtype == torch.float32
+    assert LogUniform(torch.zeros(3), 1.0).expand((2, 3)).to_event(1).sample((5,)).shape == (
+        5,
+        2,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TruncatedNormal(0.0, 1.0, 1.0, -1.0), "TruncatedNormal needs finite bounds"),
+        (lambda: TruncatedLogNormal(0.0, 1.0, -math.inf, 0.0), "finite bounds with low < high"),
+        (lambda: LogUniform(0.0, 0.0), "LogUniform needs finite bounds"),
+        (lambda: TruncatedNormal(0.0, -1.0, 0.0, 1.0), "parameter scale"),
+        (lambda: TruncatedNormal(math.nan, 1.0, 0.0, 1.0), "parameter loc"),
+        (lambda: TruncatedNormal(0.0, 1.0, 0.0, 1.0).log_prob(torch.tensor(2.0)), "support"),
+        (lambda: TruncatedLogNormal(0.0, 1.0, 0.0, 1.0).log_prob(torch.tensor(0.5)), "support"),
+        (lambda: LogUniform(0.0, 1.0).log_prob(torch.tensor(3.0)), "support"),
+    ],
+)
+def test_validation(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_outside_the_support_the_density_is_zero() -> None:
+    outside = torch.tensor([0.5, 1.5, 5.0])
+    for law in (
+        TruncatedNormal(1.0, 1.0, 1.0, 2.0, validate_args=False),
+        TruncatedLogNormal(1.0, 1.0, 0.0, 1.0, validate_args=False),
+        LogUniform(0.0, 1.0, validate_args=False),
+    ):
+        assert torch.isinf(law.log_prob(outside)).tolist() == [True, False, True]
