@@ -66,6 +66,24 @@ class GroupGuide(LocalPyroModule):
             self.sample_rows(group, family)
         self.sample_rest()
 
+    def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
+        """``inclusion`` logits, log-normal ``scales`` and ``weights``; each has its own rate."""
+        kinds: dict[str, list[nn.Parameter]] = {"weights": [], "inclusion": [], "scales": []}
+        scales = {
+            id(parameter)
+            for module in self.modules()
+            if isinstance(module, LogNormalFamily)
+            for parameter in module.parameters()
+        }
+        for name, parameter in self.named_parameters():
+            if id(parameter) in scales:
+                kinds["scales"].append(parameter)
+            elif name.endswith("inclusion_logits"):
+                kinds["inclusion"].append(parameter)
+            else:
+                kinds["weights"].append(parameter)
+        return kinds
+
     # -- what the posterior reads ----------------------------------------------------------------
 
     def inclusion_logits(self) -> dict[str, Tensor]:
@@ -118,7 +136,7 @@ class SpikeSlabGuide(GroupGuide):
         model: SparseModel,
         *,
         variance: str = "tied",
-        initial_scale: float = 0.05,
+        initial_scale: float = 0.02,
         initial_inclusion: float = 0.99,
         inclusion: str = "straight-through",
         temperature: float = 0.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse.models import SparseModel
+from pyro_sparse.models.base import positive
 
 from .base import SpikeSlabGuide, key
 from .families import LogNormalFamily
@@ -23,22 +25,30 @@ class SpikeSlabGroupHorseshoe(SpikeSlabGuide):
     Spike-and-slab on the non-centred rows, and mean-field log-normals on the two factors of each
     squared half-Cauchy scale.
 
+    :param initial_local_scale: initial median of every τ_j; s starts at 1.
     :param initial_log_scale: initial standard deviation of the factors' logs.
 
     Further parameters: see :class:`~pyro_sparse.guides.base.SpikeSlabGuide`.
     """
 
     def __init__(
-        self, model: SparseModel, *, initial_log_scale: float = 0.1, **shared: Any
+        self,
+        model: SparseModel,
+        *,
+        initial_local_scale: float = math.exp(-1),
+        initial_log_scale: float = 0.1,
+        **shared: Any,
     ) -> None:
         super().__init__(model, **shared)
+        positive(initial_local_scale=initial_local_scale, initial_log_scale=initial_log_scale)
         template = model.slab_scale
-        # Factors at 1: s = τ = 1, a regularised scale of 1/√2 at c = 1.
         self.global_scale = LogNormalFamily(torch.zeros_like(template).expand(2), initial_log_scale)
         self.local_scale = nn.ModuleDict()
         for group in self._groups:
             if group.prunable:
-                start = torch.zeros_like(template).expand(group.size, 2)
+                # τ² = a b: the logs of both factors start at log τ.
+                start = torch.full_like(template, math.log(initial_local_scale))
+                start = start.expand(group.size, 2)
                 self.local_scale[key(group)] = LogNormalFamily(start, initial_log_scale)
         # Gauss–Hermite nodes for E ρ̃: log ρ is Gaussian under q.
         nodes, weights = np.polynomial.hermite_e.hermegauss(32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse.models import SparseModel
+from pyro_sparse.models.base import positive
 
 from .base import SpikeSlabGuide, key
 from .families import LogNormalFamily
@@ -25,23 +27,32 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
 
     KL(τ² | ς²) is closed given ς², which is drawn once a step.
 
+    :param initial_tau2: initial median of every :math:`τ_j²`; that of ς² is where the prior mean of
+        τ², :math:`(m+1)/ς²`, agrees with it.
     :param initial_log_scale: initial standard deviation of :math:`\log τ²` and :math:`\log ς²`.
 
     Further parameters: see :class:`~pyro_sparse.guides.base.SpikeSlabGuide`.
     """
 
     def __init__(
-        self, model: SparseModel, *, initial_log_scale: float = 0.1, **shared: Any
+        self,
+        model: SparseModel,
+        *,
+        initial_tau2: float = math.exp(-1),
+        initial_log_scale: float = 0.1,
+        **shared: Any,
     ) -> None:
         super().__init__(model, **shared)
-        # ς² starts at its prior mean c/d, τ² at 1.
-        varsigma2 = (model.varsigma2_shape / model.varsigma2_rate).log()
+        positive(initial_tau2=initial_tau2, initial_log_scale=initial_log_scale)
+        prunable = [group for group in self._groups if group.prunable]
+        template = torch.full_like(model.slab_scale, math.log(initial_tau2))
+        lengths = [model.row_shape(group)[1] + 1 for group in prunable] or [1]
+        varsigma2 = math.log(sum(lengths) / len(lengths)) - template
         self.varsigma2 = LogNormalFamily(varsigma2, initial_log_scale)
         self.tau2 = nn.ModuleDict()
-        for group in self._groups:
-            if group.prunable:
-                start = torch.zeros_like(varsigma2).expand(group.size)
-                self.tau2[key(group)] = LogNormalFamily(start, initial_log_scale)
+        for group in prunable:
+            start = template.expand(group.size)
+            self.tau2[key(group)] = LogNormalFamily(start, initial_log_scale)
         self.match_network()
 
     def forward(self, *args: Any, **kwargs: Any) -> None:

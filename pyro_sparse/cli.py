@@ -78,8 +78,9 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--epochs", type=click.IntRange(1), help="Passes over the data. [default: by data set]"
         ),
         click.option("--batch-size", type=click.IntRange(1), help="[default: by data set]"),
-        click.option("--lr", type=float, help="Learning rate of weights and scales."),
+        click.option("--lr", type=float, help="Learning rate of the weights."),
         click.option("--inclusion-lr", type=float, help="Learning rate of the inclusion logits."),
+        click.option("--scale-lr", type=float, help="Learning rate of scales and precisions."),
         click.option(
             "--schedule",
             type=click.Choice(["constant", "cosine", "linear"]),

@@ -44,7 +44,7 @@ class Settings:
         data: a name that `pyro_sparse.data.load` knows.
         net: a name that `pyro_sparse.nets.build` knows; by data set when None.
         epochs, batch_size: by data set when None.
-        lr, inclusion_lr, clip_norm, num_particles: see `fit`.
+        lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
         schedule, lr_hold: how the learning rates fall, and the share of training before they do.
         kl_start, kl_hold, kl_rise: the KL's weight, see
             :func:`pyro_sparse.infer.schedules.rising`; the paper's objective throughout is
@@ -63,6 +63,7 @@ class Settings:
     batch_size: int | None = None
     lr: float = 2e-3
     inclusion_lr: float = 3e-2
+    scale_lr: float = 2e-2
     schedule: str = "cosine"
     lr_hold: float = 0.4
     kl_start: float = 0.02
@@ -71,7 +72,7 @@ class Settings:
     clip_norm: float | None = None
     num_particles: int = 1
     variance: str = "tied"
-    initial_scale: float = 0.05
+    initial_scale: float = 0.02
     inclusion: str = "straight-through"
     inclusion_probability: float | str = "layerwise"
     slab_scale: float = 1.0
@@ -187,10 +188,11 @@ def run(
         epochs=epochs,
         lr=settings.lr,
         inclusion_lr=settings.inclusion_lr,
+        scale_lr=settings.scale_lr,
         schedule=infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
         kl_weight=infer.schedules.rising(settings.kl_start, settings.kl_hold, settings.kl_rise)
         if sparse
-        else None,
+        else infer.schedules.constant(),
         clip_norm=settings.clip_norm,
         num_particles=settings.num_particles,
         seed=settings.seed,
@@ -333,20 +335,24 @@ def write_export(
     settings, dataset, posterior = load(folder, root)
     keep = posterior.keep(MedianProbability(threshold))
     small = compact(posterior, keep)
-    kept = {name: mask.nonzero().flatten().tolist() for name, mask in keep.items()}
+    with torch.no_grad():
+        inputs = dataset.test.x[:1024]
+        difference = float((posterior.masked(inputs, keep) - small(inputs)).abs().max())
+    done = {
+        "model": settings.model,
+        "kept": {name: int(mask.sum()) for name, mask in keep.items()},
+        "units": {group.name: group.size for group in posterior.model.graph},
+        "parameters": nets.count_parameters(small),
+        "macs": nets.count_macs(small, inputs[:1]),
+        "max_abs_diff_masked_compact": difference,
+    }
     export.save(
         small,
         out,
-        kept=kept,
         preprocessing=dataset.preprocessing,
-        example=dataset.test.x[:2],
+        metadata={"settings": dataclasses.asdict(settings), **done},
     )
-    return {
-        "kept": {name: len(indices) for name, indices in kept.items()},
-        "parameters": nets.count_parameters(small),
-        "macs": nets.count_macs(small, dataset.test.x[:1]),
-        "model": settings.model,
-    }
+    return done
 
 
 def _write_json(path: Path, value: Any) -> None:

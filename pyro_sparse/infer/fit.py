@@ -30,12 +30,13 @@ from pyro_sparse.modules import own_parameters
 
 from .checkpoint import restore, save_checkpoint
 from .elbo import ELBO
-from .schedules import Schedule, constant
+from .schedules import Schedule, cosine, rising
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Run", "check_data", "fit"]
+
 
 @dataclass
 class Run:
@@ -83,14 +84,6 @@ def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
     return metrics
 
 
-def _parameter_groups(guide: GroupGuide, lr: float, inclusion_lr: float) -> list[dict[str, Any]]:
-    inclusions, others = [], []
-    for name, parameter in guide.named_parameters():
-        (inclusions if name.endswith("inclusion_logits") else others).append(parameter)
-    groups = [{"params": others, "lr": lr}, {"params": inclusions, "lr": inclusion_lr}]
-    return [group for group in groups if group["params"]]
-
-
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
     """Raise ``ValueError`` unless the model can be trained on ``x`` and ``y``."""
     check(x, y, classes=None, features=model.example_shape[1:], where=where)
@@ -111,8 +104,9 @@ def fit(
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     epochs: int = 60,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     inclusion_lr: float | None = None,
+    scale_lr: float | None = None,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.Adam,
     schedule: Schedule | None = None,
     kl_weight: Schedule | None = None,
@@ -134,13 +128,16 @@ def fit(
         loader: gives ``(x, y)`` batches, an epoch each time it is iterated;
             :class:`pyro_sparse.data.Batches` or a ``DataLoader``.
         epochs: passes over the data.
-        lr: learning rate of all parameters but the inclusion logits.
-        inclusion_lr: learning rate of the inclusion logits, ``lr`` by default. They must move by
-            several units while the weights move by hundredths.
+        lr: learning rate of the weights' locations and variances.
+        inclusion_lr: learning rate of the inclusion logits, 15 ``lr`` by default: they have to move
+            by several units while the weights move by hundredths.
+        scale_lr: learning rate of log-normal scales and precisions, 10 ``lr`` by default.
         optimizer: makes the optimiser from parameter groups that have their ``lr``.
         schedule: factor on the learning rates by progress in [0, 1], see
-            :mod:`pyro_sparse.infer.schedules`; 1 by default.
-        kl_weight: weight of the KL by progress in [0, 1]; 1, the evidence lower bound, by default.
+            :mod:`pyro_sparse.infer.schedules`; ``cosine(hold=0.4)`` by default.
+        kl_weight: weight of the KL by progress in [0, 1], ``rising(0.02, hold=0.2, rise=0.4)`` by
+            default: units polarise while the KL is cheap, and the last 40 % of training maximise
+            the evidence lower bound. ``constant()`` is that bound throughout.
         clip_norm: largest norm of the gradient of the loss per example.
         num_particles: draws of the guide a step.
         local_reparameterisation: see :mod:`pyro_sparse.infer.local_reparameterisation`.
@@ -162,11 +159,16 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"expected at least one epoch, got {epochs}")
-    for name, value in {"lr": lr, "inclusion_lr": inclusion_lr, "clip_norm": clip_norm}.items():
+    for name, value in {
+        "lr": lr,
+        "inclusion_lr": inclusion_lr,
+        "scale_lr": scale_lr,
+        "clip_norm": clip_norm,
+    }.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected a positive {name}, got {value}")
-    schedule = schedule or constant()
-    kl_weight = kl_weight or constant()
+    schedule = schedule or cosine(hold=0.4)
+    kl_weight = kl_weight or rising(0.02, hold=0.2, rise=0.4)
     folder = None if out is None else Path(out)
     checkpoint = None if folder is None else folder / "checkpoint" / "last.safetensors"
     if checkpoint is not None and checkpoint.exists() and not resume:
@@ -180,8 +182,9 @@ def fit(
     if fabric is None:
         fabric = _default_fabric()
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
-    groups = _parameter_groups(guide, lr, lr if inclusion_lr is None else inclusion_lr)
-    stepper = optimizer(groups)
+    rate_of = {"weights": lr, "inclusion": inclusion_lr or 15 * lr, "scales": scale_lr or 10 * lr}
+    kinds = guide.parameters_by_kind()
+    stepper = optimizer([{"params": kinds[k], "lr": rate_of[k]} for k in kinds if kinds[k]])
     rates = [group["lr"] for group in stepper.param_groups]
 
     devices = range(torch.cuda.device_count())

@@ -45,7 +45,12 @@ def rising(start: float = 0.0, hold: float = 0.0, rise: float = 0.0) -> Schedule
     Raises:
         ValueError: an argument is outside [0, 1], or ``hold + rise`` is.
     """
-    for name, value in {"start": start, "hold": hold, "rise": rise, "hold + rise": hold + rise}.items():
+    for name, value in {
+        "start": start,
+        "hold": hold,
+        "rise": rise,
+        "hold + rise": hold + rise,
+    }.items():
         _fraction(name, value)
     if rise == 0:
         return lambda progress: start if progress < hold else 1.0
