@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["Settings", "build", "compare", "load", "load_data", "run", "write_export"]
+__all__ = [
+    "PruningError",
+    "Settings",
+    "build",
+    "compare",
+    "load",
+    "load_data",
+    "run",
+    "write_export",
+]
 
 # What is offered for a data set when the user says nothing: (net, epochs, batch size).
 DEFAULTS: dict[str, tuple[str, int, int]] = {
@@ -33,6 +42,10 @@ DEFAULTS: dict[str, tuple[str, int, int]] = {
     "fashion-mnist": ("mlp:400-400", 60, 256),
 }
 TABLE_DEFAULTS = ("mlp:50", 300, 32)
+
+
+class PruningError(ValueError):
+    """A trained posterior leaves no network, as where a layer would keep no unit."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,11 @@ def run(
         progress=progress,
         on_epoch=lambda m: m.update(_validation_score(posterior, dataset.validation)),
     )
-    summary = summarise(settings, posterior, dataset) | {
+    try:
+        summary = summarise(settings, posterior, dataset)
+    except ValueError as error:
+        raise PruningError(f"{error}. The run is kept in {out}") from error
+    summary |= {
         "train_seconds": round(fitted.seconds, 3),
         "seconds_per_epoch": round(fitted.seconds / len(fitted.history), 4),
     }
@@ -232,8 +249,16 @@ def compare(
     for one in settings:
         if progress:
             print(zoo.find(one.model).title, flush=True)
-        summaries.append(run(one, out / one.model, dataset=dataset, progress=progress))
+        try:
+            summary = run(one, out / one.model, dataset=dataset, progress=progress)
+        except PruningError as error:
+            # The others still have something to say; this one's run folder stays.
+            print(f"{one.model}: {error}", flush=True)
+            continue
+        summaries.append(summary)
         _write_json(out / "compare.json", summaries)
+    if not summaries:
+        raise PruningError(f"no model could be pruned; the runs are kept under {out}")
     return summaries
 
 
