@@ -19,7 +19,7 @@ from .families import GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRow
 __all__ = ["GroupGuide", "SpikeSlabGuide"]
 
 # The guide marks the sites that local reparameterisation may replace (see infer).
-ROWS = {"local_reparameterisation": True}
+ROWS: Any = {"local_reparameterisation": True}
 
 
 def key(group: Group) -> str:
@@ -45,8 +45,8 @@ class GroupGuide(LocalPyroModule):
         if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
             self.noise_precision = LogNormalFamily(torch.zeros_like(likelihood.rate), 0.1)
 
-    def layers(self) -> Iterator[tuple[Group, nn.Module]]:
-        """Every layer's group with its family, in the model's order."""
+    def layers(self) -> Iterator[tuple[Group, Any]]:
+        """Every layer's group with its family of :mod:`.families`, in the model's order."""
         families = self.row_families
         for group in self._groups:
             yield group, families[key(group)]

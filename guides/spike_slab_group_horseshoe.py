@@ -43,7 +43,7 @@ class SpikeSlabGroupHorseshoe(SpikeSlabGuide):
         positive(initial_local_scale=initial_local_scale, initial_log_scale=initial_log_scale)
         template = model.slab_scale
         self.global_scale = LogNormalFamily(torch.zeros_like(template).expand(2), initial_log_scale)
-        self.local_scale = nn.ModuleDict()
+        self.local_scale: Any = nn.ModuleDict()  # LogNormalFamily by group
         for group in self._groups:
             if group.prunable:
                 # τ² = a b: the logs of both factors start at log τ.

@@ -49,7 +49,7 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
         lengths = [model.row_shape(group)[1] + 1 for group in prunable] or [1]
         varsigma2 = math.log(sum(lengths) / len(lengths)) - template
         self.varsigma2 = LogNormalFamily(varsigma2, initial_log_scale)
-        self.tau2 = nn.ModuleDict()
+        self.tau2: Any = nn.ModuleDict()  # LogNormalFamily by group
         for group in prunable:
             start = template.expand(group.size)
             self.tau2[key(group)] = LogNormalFamily(start, initial_log_scale)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
         posterior,
         zoo,
     )
-    from .export import compact
-    from .infer import fit
+    from .export.shipping import compact
+    from .infer.fit import fit
     from .posterior import Posterior
 
 __version__ = "0.1.0"

@@ -126,6 +126,10 @@ class Normal(Likelihood):
     :raises ValueError: where a shape, rate or scale is not positive.
     """
 
+    shape: Tensor
+    rate: Tensor
+    noise_scale: Tensor | None
+
     def __init__(
         self, noise_scale: float | None = None, *, shape: float = 1.0, rate: float = 1.0
     ) -> None:

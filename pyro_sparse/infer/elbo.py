@@ -134,8 +134,8 @@ class ELBO(PyroELBO):
             for _ in range(self.num_particles)
         ]
         count = len(draws)
-        log_likelihood = sum(draw[0] for draw in draws) / count
-        kl = sum(draw[1] for draw in draws) / count
+        log_likelihood = torch.stack([torch.as_tensor(draw[0]) for draw in draws]).mean()
+        kl = torch.stack([torch.as_tensor(draw[1]) for draw in draws]).mean()
         loss = self.kl_weight * kl - log_likelihood
         surrogate = loss
         if any(isinstance(score, Tensor) for _, _, score in draws):

@@ -61,6 +61,10 @@ class Run:
 class _Objective(nn.Module):
     """Model, guide and ELBO as one module, so that Fabric moves and wraps them together."""
 
+    model: SparseModel
+    guide: GroupGuide
+    elbo: ELBO
+
     def __init__(self, model: SparseModel, guide: GroupGuide, elbo: ELBO) -> None:
         super().__init__()
         self.model, self.guide, self.elbo = model, guide, elbo
@@ -68,8 +72,7 @@ class _Objective(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with own_parameters(self.model, self.guide):
             estimate = self.elbo.estimate(self.model, self.guide, x, y)
-        terms = (torch.as_tensor(estimate.log_likelihood), torch.as_tensor(estimate.kl))
-        return estimate.loss, *(term.detach() for term in terms)
+        return estimate.loss, estimate.log_likelihood.detach(), estimate.kl.detach()
 
 
 def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
@@ -222,7 +225,7 @@ def fit(
 
 
 def _train_epoch(
-    objective: nn.Module,
+    objective: _Objective,
     stepper: Any,
     loader: Iterable[tuple[Tensor, Tensor]],
     fabric: Fabric,

@@ -201,13 +201,10 @@ _RULES: dict[Any, Callable[..., Any]] = {
 }
 # Reading the metadata does not draw.
 _METADATA = {
-    Tensor.shape.__get__,
-    Tensor.dtype.__get__,
-    Tensor.device.__get__,
-    Tensor.requires_grad.__get__,
-    Tensor.layout.__get__,
-    Tensor.is_leaf.__get__,
-    Tensor.ndim.__get__,
+    *(
+        getattr(Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "requires_grad", "layout", "is_leaf", "ndim")
+    ),
     Tensor.dim,
     Tensor.size,
     Tensor.numel,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -18,7 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def training_curve(history: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
     """ELBO and log-likelihood per example over epochs, and validation accuracy where recorded."""
     epochs = [entry["epoch"] for entry in history]
-    lines = []
+    lines: list[Line2D] = []
     for key, label, colour in (
         ("log_likelihood_per_datum", "log-likelihood", COLOURS[2]),
         ("elbo_per_datum", "ELBO", COLOURS[0]),
@@ -41,7 +42,7 @@ def training_curve(history: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
         )
         right.set_ylabel("accuracy")
         right.set_ylim(top=1.0)
-    ax.legend(lines, [line.get_label() for line in lines], loc="lower right", frameon=False)
+    ax.legend(handles=lines, loc="lower right", frameon=False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("training")
     return ax
