@@ -76,6 +76,6 @@ class SpikeSlabGroupHorseshoe(SpikeSlabGuide):
                 loc = 0.5 * (s_mean.sum(-1) + mean.sum(-1))
                 scale = 0.5 * (s_variance.sum(-1) + variance.sum(-1)).sqrt()
                 nodes = self._nodes.to(loc)
-                rho = (loc.unsqueeze(-1) + scale.unsqueeze(-1) * nodes).exp()
-                scales[group.name] = self._regularised(rho) @ self._weights.to(loc)
+                log_rho = loc.unsqueeze(-1) + scale.unsqueeze(-1) * nodes
+                scales[group.name] = self._regularised(log_rho) @ self._weights.to(loc)
         return scales

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -102,9 +102,9 @@ class SparseModel(LocalPyroModule):
         self.num_data = num_data
         self.net = _template(net)
         self.likelihood = Categorical() if likelihood is None else likelihood
-        self.register_buffer("output_scale", torch.tensor(float(output_scale)))
+        self.register_constant("output_scale", output_scale)
         input_logit = _probability("input_inclusion_probability", input_inclusion_probability)
-        self.register_buffer("input_inclusion_logit", torch.tensor(input_logit))
+        self.register_constant("input_inclusion_logit", input_logit)
 
     # -- what a model writes ---------------------------------------------------------------------
 
@@ -113,6 +113,11 @@ class SparseModel(LocalPyroModule):
         raise NotImplementedError
 
     # -- what models share -----------------------------------------------------------------------
+
+    def register_constant(self, name: str, value: float | Sequence[float]) -> None:
+        """Register numbers of the prior as a buffer, of the network's type and on its device."""
+        like = self.net.get_buffer(self.layers[0].writers[0].parameter)
+        self.register_buffer(name, torch.tensor(value, dtype=like.dtype, device=like.device))
 
     @property
     def layers(self) -> list[Group]:
@@ -207,8 +212,8 @@ class SpikeSlabModel(SparseModel):
             value = _probability("inclusion_probability", inclusion_probability)
             logits = [value] * len(self.layers)
         self._layer_index = {group.name: i for i, group in enumerate(self.layers)}
-        self.register_buffer("inclusion_logits", torch.tensor(logits))
-        self.register_buffer("slab_scale", torch.tensor(float(slab_scale)))
+        self.register_constant("inclusion_logits", logits)
+        self.register_constant("slab_scale", slab_scale)
 
     def spike_and_slab_rows(self, group: Group) -> Tensor:
         r"""``{group}.rows``: :math:`z_j \tilde w_j`, :math:`\tilde w_j ∼ N(0, σ_0² I)`."""

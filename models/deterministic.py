@@ -31,7 +31,7 @@ class Deterministic(SparseModel):
         super().__init__(net, example, **shared)
         if prior_scale is not None:
             positive(prior_scale=prior_scale)
-            self.register_buffer("prior_scale", torch.tensor(float(prior_scale)))
+            self.register_constant("prior_scale", prior_scale)
         else:
             self.register_buffer("prior_scale", None)
 

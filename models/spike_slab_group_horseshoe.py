@@ -53,13 +53,14 @@ class SpikeSlabGroupHorseshoe(SpikeSlabModel):
         positive(global_scale=global_scale, local_scale=local_scale)
         if not regularisation > 0:
             raise ValueError(f"expected a positive regularisation, got {regularisation}")
-        self.register_buffer("global_scale", torch.tensor(float(global_scale)))
-        self.register_buffer("local_scale", torch.tensor(float(local_scale)))
-        self.register_buffer("regularisation", torch.tensor(float(regularisation)))
+        self.register_constant("global_scale", global_scale)
+        self.register_constant("local_scale", local_scale)
+        self.register_constant("regularisation", regularisation)
 
-    def regularised(self, scale: Tensor) -> Tensor:
-        r""":math:`\tilde ρ = ρ / \sqrt{1 + (ρ/c)²}`, which also holds for :math:`c = ∞`."""
-        return scale * (1 + (scale / self.regularisation).square()).rsqrt()
+    def regularised(self, log_scale: Tensor) -> Tensor:
+        r""":math:`\tilde ρ = ρ / \sqrt{1 + (ρ/c)²}` from log ρ, which may be large; c may be ∞."""
+        excess = 2 * (log_scale - self.regularisation.log())
+        return (log_scale - 0.5 * torch.logaddexp(excess, torch.zeros_like(excess))).exp()
 
     def rows(self) -> dict[str, Tensor]:
         s_factors = pyro.sample("global_scale", HalfCauchyFactors(self.global_scale))
@@ -68,9 +69,9 @@ class SpikeSlabGroupHorseshoe(SpikeSlabModel):
             if group.prunable:
                 local = HalfCauchyFactors(self.local_scale.expand(group.size)).to_event(1)
                 tau_factors = pyro.sample(f"{group.name}.local_scale", local)
-                # sqrt(s² τ²) from the logs of all four factors: no overflow on the way.
+                # ρ = sqrt(s² τ²), from the four factors' logs
                 log_rho = 0.5 * (s_factors.log().sum(-1) + tau_factors.log().sum(-1))
-                scale = self.regularised(log_rho.exp())
+                scale = self.regularised(log_rho)
                 rows[group.name] = self.spike_and_slab_rows(group) * scale.unsqueeze(-1)
             else:
                 rows[group.name] = self.gaussian_rows(group)

@@ -46,8 +46,8 @@ class SpikeSlabGroupLasso(SpikeSlabModel):
     ) -> None:
         super().__init__(net, example, **shared)
         positive(varsigma2_shape=varsigma2_shape, varsigma2_rate=varsigma2_rate)
-        self.register_buffer("varsigma2_shape", torch.tensor(float(varsigma2_shape)))
-        self.register_buffer("varsigma2_rate", torch.tensor(float(varsigma2_rate)))
+        self.register_constant("varsigma2_shape", varsigma2_shape)
+        self.register_constant("varsigma2_rate", varsigma2_rate)
 
     def rows(self) -> dict[str, Tensor]:
         varsigma2 = pyro.sample("varsigma2", dist.Gamma(self.varsigma2_shape, self.varsigma2_rate))
