@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -12,14 +13,12 @@ from torch import Tensor, nn
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
+from pyro_sparse.models.base import positive
 from pyro_sparse.modules import LocalPyroModule
 
 from .families import GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
 
 __all__ = ["GroupGuide", "SpikeSlabGuide"]
-
-# The guide marks the sites that local reparameterisation may replace (see infer).
-ROWS: Any = {"local_reparameterisation": True}
 
 
 def key(group: Group) -> str:
@@ -52,7 +51,9 @@ class GroupGuide(LocalPyroModule):
             yield group, families[key(group)]
 
     def sample_rows(self, group: Group, family: nn.Module) -> None:
-        pyro.sample(f"{group.name}.rows", family(), infer=ROWS)
+        # Marks the sites that local reparameterisation may replace (see infer).
+        infer: Any = {"local_reparameterisation": not group.shared}
+        pyro.sample(f"{group.name}.rows", family(), infer=infer)
 
     def sample_rest(self) -> None:
         """The sites that follow the rows: the input gate and the noise precision."""
@@ -113,6 +114,29 @@ class GroupGuide(LocalPyroModule):
         return rows
 
 
+def balanced_scales(
+    lengths: Sequence[int], prunable: Sequence[bool], mean: float = 0.014, spread: float = 4.0
+) -> list[float]:
+    r"""Initial standard deviations by layer that charge units of all layers alike.
+
+    The KL of a slab of ``m`` weights near 0 from a unit Gaussian is about
+    :math:`m (\log 1/σ − ½)`. With one σ for all layers a unit with long rows pays more and goes
+    first, whatever it is worth. Here :math:`\log σ = −½ − P/m` with one price P.
+
+    :param lengths: ``m`` by layer.
+    :param prunable: whether the layer's units compete; P is set by these.
+    :param mean: geometric mean of σ over the prunable layers.
+    :param spread: σ stays within ``mean`` times or divided by this.
+    """
+    log_mean = math.log(mean)
+    inverse = [1 / m for m, competes in zip(lengths, prunable, strict=True) if competes] or [
+        1 / m for m in lengths
+    ]
+    price = (-0.5 - log_mean) / (sum(inverse) / len(inverse))
+    low, high = mean / spread, mean * spread
+    return [min(high, max(low, math.exp(-0.5 - price / m))) for m in lengths]
+
+
 class SpikeSlabGuide(GroupGuide):
     r"""Shared by the guides of SS-IG, SS-GL and SS-GHS.
 
@@ -123,7 +147,8 @@ class SpikeSlabGuide(GroupGuide):
     as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer.
 
     :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight; the papers' family).
-    :param initial_scale: initial σ of every weight.
+    :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit of
+        any layer starts with the same KL of its slab, see :func:`balanced_scales`.
     :param initial_inclusion: initial γ of every unit.
     :param inclusion: gradient estimator of the inclusions, ``"straight-through"``, ``"soft"`` or
         ``"score"`` (unbiased), see :func:`~pyro_sparse.guides.families.spike_and_slab`.
@@ -136,7 +161,7 @@ class SpikeSlabGuide(GroupGuide):
         model: SparseModel,
         *,
         variance: str = "tied",
-        initial_scale: float = 0.02,
+        initial_scale: float | str = "balanced",
         initial_inclusion: float = 0.99,
         inclusion: str = "straight-through",
         temperature: float = 0.5,
@@ -148,22 +173,27 @@ class SpikeSlabGuide(GroupGuide):
             raise ValueError(
                 f"expected inclusion 'straight-through', 'soft' or 'score', got {inclusion!r}"
             )
-        if not (initial_scale > 0 and temperature > 0):
+        if initial_scale != "balanced" and not (
+            isinstance(initial_scale, int | float) and initial_scale > 0
+        ):
             raise ValueError(
-                "expected a positive initial_scale and temperature, got "
-                f"{initial_scale} and {temperature}"
+                f"expected a positive initial_scale or 'balanced', got {initial_scale!r}"
             )
+        positive(temperature=temperature)
         if not 0 < initial_inclusion < 1:
             raise ValueError(f"expected initial_inclusion in (0, 1), got {initial_inclusion}")
         start = model.initial_rows()
-        for group in self._groups:
+        balanced = balanced_scales(
+            [start[group.name].shape[1] for group in self._groups],
+            [group.prunable for group in self._groups],
+        )
+        for group, own in zip(self._groups, balanced, strict=True):
             rows = start[group.name]
+            scale = own if isinstance(initial_scale, str) else float(initial_scale)
             self.row_families[key(group)] = (
-                SpikeSlabRows(
-                    rows, variance, initial_scale, initial_inclusion, inclusion, temperature
-                )
+                SpikeSlabRows(rows, variance, scale, initial_inclusion, inclusion, temperature)
                 if group.prunable
-                else GaussianRows(rows, variance, initial_scale)
+                else GaussianRows(rows, variance, scale)
             )
         if model.prune_inputs:
             template = model.output_scale.expand(model.graph["input"].size)

@@ -129,7 +129,7 @@ class Step:
         assert self.module is not None
         assert self.shape is not None
         name, groups = str(self.node.target), self.builder.groups
-        writers = []
+        writers, shared = [], False
         for parameter in ("weight", "bias"):
             tensor = getattr(self.module, parameter)
             if tensor is None:
@@ -138,14 +138,24 @@ class Step:
             if self.builder.owned.setdefault(first, name) != name:
                 return None  # tied: the rows stand in the group of the other layer
             writers.append(ParameterSlice(first, 0))
-            reason = reason or self.builder.doubts.get(first, "")
+            doubt = self.builder.doubts.get(first, "")
+            reason, shared = reason or doubt, shared or bool(doubt)
         shape = list(self.shape)
         if dim:
             shape[0] = 1
         size, shape[dim] = shape[dim], 1
         if name not in groups:
             groups[name] = Group(
-                name, size, kind, tuple(writers), (), not reason, reason, self.node.name, dim
+                name,
+                size,
+                kind,
+                tuple(writers),
+                (),
+                not reason,
+                reason,
+                self.node.name,
+                dim,
+                shared,
             )
         return Units(name, dim, self.module.get_parameter("weight").new_zeros(shape))
 

@@ -58,6 +58,7 @@ class Group:
     reason: why not, in one sentence; empty if prunable.
     node: name of the ``torch.fx`` node at whose output the units first appear.
     dim: the dimension of that output in which they lie.
+    shared: whether its parameters are used more than once in a forward pass.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Group:
     reason: str
     node: str
     dim: int
+    shared: bool = False
 
 
 @dataclass(frozen=True)

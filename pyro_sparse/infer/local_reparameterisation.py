@@ -13,7 +13,8 @@ a matrix–vector product.
 It works on any network: the guide's rows are handed on as a :class:`GaussianRows` tensor that
 ``torch.nn.functional.linear`` understands. *Any other operation sees an ordinary weight draw*, so
 results stay unbiased: convolutions, and linear layers shared along a sequence, apply one weight to
-many positions, whose outputs are not independent.
+many positions, whose outputs are not independent. Nor are those of a layer that is applied twice:
+guides do not mark such rows.
 """
 
 from __future__ import annotations
@@ -36,25 +37,31 @@ class GaussianRows(Tensor):
     r"""A random matrix, rows :math:`r_j (μ_j + σ_j ⊙ ε_j)`, that is sampled where it is used.
 
     Slicing columns (``rows[:, a:b]``), reshaping all but the first axis and multiplying by one
-    number a row keep it random; ``F.linear`` on a matrix of inputs samples its output; every other
-    operation draws the weights once and uses the draw from then on.
+    number a row keep it random; ``F.linear`` on a matrix with one input an example samples its
+    output; every other operation draws the weights once and uses the draw from then on.
 
     loc:        ``(units, ...)``
     variance:   ``(units, ...)``, or with tied variances the pair ``(units,)`` and ``(1, ...)``
     multiplier: ``(units,)`` or None
+    examples:   rows of the inputs whose outputs are sampled
     """
 
     loc: Tensor
     variance: Tensor | tuple[Tensor, Tensor]
     multiplier: Tensor | None
+    examples: int
     _draw: Tensor | None
 
     @staticmethod
     def make(
-        loc: Tensor, variance: Tensor | tuple[Tensor, Tensor], multiplier: Tensor | None
+        loc: Tensor,
+        variance: Tensor | tuple[Tensor, Tensor],
+        multiplier: Tensor | None,
+        examples: int,
     ) -> GaussianRows:
         rows = torch.Tensor._make_subclass(GaussianRows, loc.detach())
-        rows.loc, rows.variance, rows.multiplier, rows._draw = loc, variance, multiplier, None
+        rows.loc, rows.variance, rows.multiplier = loc, variance, multiplier
+        rows.examples, rows._draw = examples, None
         return rows
 
     def _with(self, loc: Tensor, change: Callable[[Tensor], Tensor]) -> GaussianRows:
@@ -63,7 +70,7 @@ class GaussianRows(Tensor):
             variance: Any = (self.variance[0], change(self.variance[1]))
         else:
             variance = change(self.variance)
-        return GaussianRows.make(loc, variance, self.multiplier)
+        return GaussianRows.make(loc, variance, self.multiplier, self.examples)
 
     def draw(self) -> Tensor:
         """One draw of the weights; the same one each time."""
@@ -88,7 +95,8 @@ class GaussianRows(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
-        if rule is not None:
+        drawn = any(isinstance(value, GaussianRows) and value._draw is not None for value in args)
+        if rule is not None and not drawn and (not kwargs or func is F.linear):
             result = rule(*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -132,7 +140,7 @@ def _getitem(rows: Any, index: Any) -> Any:
             variance: Any = rows.variance[0] * rows.variance[1][0, index[1]]
         else:
             variance = rows.variance[index]
-        return GaussianRows.make(rows.loc[index], variance, rows.multiplier)
+        return GaussianRows.make(rows.loc[index], variance, rows.multiplier, rows.examples)
     return rows._with(rows.loc[index], lambda part: part[index])
 
 
@@ -143,7 +151,7 @@ def _reshape(rows: Any, *shape: Any) -> Any:
     if tuple(size) == (rows.loc.shape[0],) and isinstance(rows.variance, tuple):
         # A single column becomes a vector: the tied factors have no second axis to live on.
         variance = rows.variance[0] * rows.variance[1].reshape(())
-        return GaussianRows.make(rows.loc.reshape(size), variance, rows.multiplier)
+        return GaussianRows.make(rows.loc.reshape(size), variance, rows.multiplier, rows.examples)
     loc = rows.loc.reshape(size)
     return rows._with(loc, lambda part: part.reshape(part.shape[0], *size[1:]))
 
@@ -159,24 +167,22 @@ def _multiply(left: Any, right: Any) -> Any:
         return NotImplemented
     factor = factor.reshape(-1)
     multiplier = factor if rows.multiplier is None else rows.multiplier * factor
-    return GaussianRows.make(rows.loc, rows.variance, multiplier)
+    return GaussianRows.make(rows.loc, rows.variance, multiplier, rows.examples)
 
 
-def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    shared = (
-        isinstance(weight, GaussianRows)
-        and weight._draw is None
-        and (
-            bias is None
-            or not isinstance(bias, GaussianRows)
-            or (bias.multiplier is weight.multiplier and bias._draw is None)
-        )
-    )
-    if not shared or isinstance(x, GaussianRows) or x.dim() != 2:
-        return NotImplemented
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.linear's own
     random_bias = isinstance(bias, GaussianRows)
-    mean = F.linear(x, weight.loc, bias.loc if random_bias else None)
-    squares = x.square()
+    if (
+        not isinstance(weight, GaussianRows)
+        or isinstance(input, GaussianRows)
+        or (random_bias and (bias.multiplier is not weight.multiplier or bias._draw is not None))
+        or input.dim() != 2
+        # More rows than examples are positions, which share one weight draw.
+        or len(input) != weight.examples
+    ):
+        return NotImplemented
+    mean = F.linear(input, weight.loc, bias.loc if random_bias else None)
+    squares = input.square()
     if isinstance(weight.variance, tuple):
         rows, columns = weight.variance
         variance = torch.outer(squares @ columns[0], rows)
@@ -216,8 +222,15 @@ class LocalReparameterisation(Messenger):
     """Effect handler: guide sites marked ``local_reparameterisation`` yield `GaussianRows`.
 
     Applies to rows that are Gaussian, or spike-and-slab with a Gaussian slab; the inclusion is
-    drawn once for the whole batch, by the guide's own distribution.
+    drawn once for the whole batch, by the guide's own distribution. Mark only sites that the model
+    uses in one place: two uses would be sampled independently.
+
+    :param examples: size of the batch. Linear layers on as many rows have their outputs sampled.
     """
+
+    def __init__(self, examples: int) -> None:
+        super().__init__()
+        self.examples = examples
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["infer"].get("local_reparameterisation") or msg["value"] is not None:
@@ -238,5 +251,5 @@ class LocalReparameterisation(Messenger):
             loc, variance = law.base_dist.loc, law.base_dist.scale.square()
         else:
             return
-        msg["value"] = GaussianRows.make(loc, variance, multiplier)
+        msg["value"] = GaussianRows.make(loc, variance, multiplier, self.examples)
         msg["done"] = True
