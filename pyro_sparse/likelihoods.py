@@ -60,6 +60,15 @@ def _check_length(output: Tensor, y: Tensor) -> None:
         )
 
 
+def _check_shape(mean: Tensor, y: Tensor) -> None:
+    # Broadcast against each other, (batch,) and (batch, 1) would give batch² terms.
+    if y.shape != mean.shape:
+        raise ValueError(
+            f"expected targets of shape {tuple(mean.shape)}, got {tuple(y.shape)}; "
+            "squeeze the last axis of y"
+        )
+
+
 def _scalar_output(output: Tensor, likelihood: str) -> Tensor:
     if output.dim() == 2 and output.shape[1] == 1:
         return output.squeeze(-1)
@@ -107,7 +116,7 @@ class Bernoulli(Likelihood):
 
     def check(self, output: Tensor, y: Tensor) -> None:
         _check_length(output, y)
-        _scalar_output(output, "Bernoulli")
+        _check_shape(_scalar_output(output, "Bernoulli"), y)
         if not bool(((y == 0) | (y == 1)).all()):
             raise ValueError(
                 "expected targets that are 0 or 1, got values from "
@@ -159,12 +168,7 @@ class Normal(Likelihood):
 
     def check(self, output: Tensor, y: Tensor) -> None:
         _check_length(output, y)
-        mean = _scalar_output(output, "Normal")
-        if y.shape != mean.shape:
-            raise ValueError(
-                f"expected targets of shape {tuple(mean.shape)}, got {tuple(y.shape)}; "
-                "squeeze the last axis of y"
-            )
+        _check_shape(_scalar_output(output, "Normal"), y)
         if not bool(torch.isfinite(y).all()):
             raise ValueError("expected finite targets, got NaN or infinite values; remove them")
 
@@ -180,6 +184,6 @@ class Poisson(Likelihood):
 
     def check(self, output: Tensor, y: Tensor) -> None:
         _check_length(output, y)
-        _scalar_output(output, "Poisson")
+        _check_shape(_scalar_output(output, "Poisson"), y)
         if not bool((torch.isfinite(y) & (y >= 0) & (y == y.round())).all()):
             raise ValueError("expected non-negative whole counts as targets; check y")
