@@ -43,6 +43,8 @@ def save_checkpoint(
         progress: anything JSON can hold, such as the epoch.
     """
     tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
     header: dict[str, Any] = {
@@ -84,7 +86,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("pyro_sparse", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: mapped memory need not be aligned, which may change the last bit of sums.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
     if header.get("format") != FORMAT:
@@ -147,6 +150,8 @@ def restore(
             state.setdefault(int(index), {})[entry] = value
         optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]})
         torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
     if hasattr(loader, "load_state_dict"):
         order = _part(tensors, "loader.")
         if order:

@@ -89,8 +89,12 @@ class ELBO(PyroELBO):
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Any, Any]:
+        # The first argument is the batch of inputs; without one there is no layer to sample.
+        batch = args[0] if args and isinstance(args[0], Tensor) and args[0].dim() else None
         local = (
-            LocalReparameterisation() if self.local_reparameterisation else contextlib.nullcontext()
+            LocalReparameterisation(len(batch))
+            if self.local_reparameterisation and batch is not None
+            else contextlib.nullcontext()
         )
         with local:
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -102,6 +106,16 @@ class ELBO(PyroELBO):
         log_likelihood: Any = 0.0
         kl: Any = 0.0
         score: Any = 0.0
+        extra = [
+            name
+            for name, site in guide_trace.nodes.items()
+            if site["type"] == "sample" and name not in model_trace.nodes
+        ]
+        if extra:
+            raise ValueError(
+                f"the guide samples {extra}, the model does not; model sites: "
+                f"{[n for n, s in model_trace.nodes.items() if s['type'] == 'sample']}"
+            )
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample" or poutine.util.site_is_subsample(site):
                 continue

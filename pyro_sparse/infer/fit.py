@@ -157,8 +157,10 @@ def fit(
 
     Raises:
         ValueError: an option is out of range, the data do not fit the model, ``out`` already
-            holds a run, or ``resume`` finds none.
-        FloatingPointError: the loss is no longer finite; the last checkpoint is left as it was.
+            holds a run, or the checkpoint to resume is damaged or of another model.
+        FileNotFoundError: ``resume`` finds no checkpoint in ``out``.
+        FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint is
+            left as it was.
     """
     if epochs < 1:
         raise ValueError(f"expected at least one epoch, got {epochs}")
@@ -180,7 +182,9 @@ def fit(
         )
     if resume and checkpoint is None:
         raise ValueError("resume=True needs out=, the run folder to go on with")
-    _check_loader(model, loader)
+    # A DataLoader draws from the global generator when it is iterated, and so does dropout.
+    with torch.random.fork_rng([]):
+        _check_loader(model, loader)
 
     if fabric is None:
         fabric = _default_fabric()
@@ -195,9 +199,12 @@ def fit(
         torch.manual_seed(seed + fabric.global_rank)
         objective, stepper = fabric.setup(_Objective(model, guide, elbo), stepper)
         run = Run(out=folder)
-        if resume and checkpoint is not None:
+        if resume and folder is not None and checkpoint is not None:
             done = restore(checkpoint, model, guide, optimizer=stepper.optimizer, loader=loader)
             run.history = done["history"]
+            if fabric.is_global_zero:
+                # A run that was stopped between writing both files has a line too many.
+                _metrics_file(folder).write_text("".join(map(_line, run.history)))
         bar = _progress_bar(progress and fabric.is_global_zero)
         with bar:
             task = bar.add_task("", total=epochs, completed=len(run.history), state="")
@@ -212,8 +219,8 @@ def fit(
                     on_epoch(metrics)
                 if folder is not None and checkpoint is not None and fabric.is_global_zero:
                     folder.mkdir(parents=True, exist_ok=True)
-                    with (folder / "metrics.jsonl").open("a" if epoch > 1 else "w") as file:
-                        file.write(json.dumps(metrics) + "\n")
+                    with _metrics_file(folder).open("a" if epoch > 1 else "w") as file:
+                        file.write(_line(metrics))
                     save_checkpoint(
                         checkpoint, model, guide, optimizer=stepper.optimizer, loader=loader,
                         progress={"history": run.history},
@@ -258,17 +265,20 @@ def _train_epoch(
         stepper.zero_grad()
         fabric.backward(loss)
         if clip_norm is not None:
-            fabric.clip_gradients(objective, stepper, max_norm=clip_norm)
+            fabric.clip_gradients(objective, stepper, max_norm=clip_norm, error_if_nonfinite=False)
         stepper.step()
         loss_total += loss.detach().double().cpu()
         totals += torch.stack([log_likelihood, kl]).double().cpu()
         count += 1
     if not count:
         raise ValueError("the loader gave no batch in this epoch")
-    if not math.isfinite(float(loss_total)):
+    # The last step's gradient shows in the parameters only.
+    finite = all(bool(value.isfinite().all()) for value in guide.parameters())
+    if not (math.isfinite(float(loss_total)) and finite):
         raise FloatingPointError(
-            f"the loss is no longer finite in epoch {epoch}; lower the learning rate, clip the "
-            "gradient (clip_norm=1) or check the data's scale. The last checkpoint is untouched"
+            f"{'the loss is' if finite else 'parameters are'} no longer finite in epoch {epoch}; "
+            "lower the learning rate, clip the gradient (clip_norm=1) or check the data's scale. "
+            "The last checkpoint is untouched"
         )
     log_likelihood, kl = (totals / count).tolist()
     run.history.append(
@@ -293,12 +303,18 @@ def _check_loader(model: SparseModel, loader: Iterable[tuple[Tensor, Tensor]]) -
     if hasattr(loader, "x") and hasattr(loader, "y"):
         check_data(model, loader.x, loader.y, "training data")
         return
-    # A DataLoader draws from the global generator when it is iterated: leave it as it was.
-    with torch.random.fork_rng([]):
-        batch = next(iter(loader), None)
+    batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
     check_data(model, *batch, "first batch")
+
+
+def _metrics_file(folder: Path) -> Path:
+    return folder / "metrics.jsonl"
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    return json.dumps(metrics) + "\n"
 
 
 def _default_fabric() -> Fabric:
