@@ -41,6 +41,11 @@ def main() -> None:
     """
 
 
+def _number_or(word: str) -> Callable[[str], float | str]:
+    """Parses a number, or leaves ``word`` as it is."""
+    return lambda value: value if value == word else float(value)
+
+
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `fit` and `compare` share."""
     options = [
@@ -109,7 +114,12 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["tied", "full"]),
             help="Posterior variances: u_j v_i, or one a weight.",
         ),
-        click.option("--initial-scale", type=float, help="Initial posterior standard deviation."),
+        click.option(
+            "--initial-scale",
+            metavar="BALANCED|NUMBER",
+            type=_number_or("balanced"),
+            help="Initial posterior standard deviation: by layer, or one number.",
+        ),
         click.option(
             "--inclusion",
             type=click.Choice(["straight-through", "soft", "score"]),
@@ -118,7 +128,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--inclusion-probability",
             metavar="LAYERWISE|NUMBER",
-            type=_probability,
+            type=_number_or("layerwise"),
             help="Prior inclusion probability λ of a unit: the papers' layer-wise rule, or one "
             "number in (0, 1).",
         ),
@@ -130,17 +140,6 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def _probability(value: str) -> float | str:
-    return value if value == "layerwise" else float(value)
-
-
-def _settings(model: str, options: dict[str, Any]) -> Any:
-    """Complete settings; options that were not given keep the defaults of `Settings`."""
-    from pyro_sparse.experiment import Settings
-
-    return Settings(model, **{k: v for k, v in options.items() if v is not None}).complete()
 
 
 def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -184,11 +183,11 @@ def fit(model: str, out: Path, **options: Any) -> None:
         pyro-sparse fit ss-ghs --data mnist --data-root DATA --out runs/mnist
     """
     settings, places = _split_options(options)
-    complete = _settings(model, settings)
     from pyro_sparse import experiment, report
 
-    dataset = experiment.load_data(complete, places["data_root"], places["download"])
-    summary = experiment.run(complete, out, dataset=dataset, progress=not places["quiet"])
+    chosen = experiment.settings_for(model, **settings)
+    dataset = experiment.load_data(chosen, places["data_root"], places["download"])
+    summary = experiment.run(chosen, out, dataset=dataset, progress=not places["quiet"])
     report.print_table([summary])
     click.echo(f"\nrun folder: {out}")
 
@@ -216,12 +215,12 @@ def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """
     settings, places = _split_options(options)
     names = [*dict.fromkeys(models), *(["dense"] if "dense" not in models else [])]
-    complete = [_settings(name, settings) for name in names]
     from pyro_sparse import experiment, report
 
-    out = out or report.new_folder(Path("runs"), f"compare-{complete[0].data}")
-    dataset = experiment.load_data(complete[0], places["data_root"], places["download"])
-    summaries = experiment.compare(complete, out, dataset=dataset, progress=not places["quiet"])
+    chosen = [experiment.settings_for(name, **settings) for name in names]
+    out = out or report.new_folder(Path("runs"), f"compare-{chosen[0].data.replace(':', '-')}")
+    dataset = experiment.load_data(chosen[0], places["data_root"], places["download"])
+    summaries = experiment.compare(chosen, out, dataset=dataset, progress=not places["quiet"])
     report.print_table(summaries)
     click.echo(f"\nrun folders and plots: {out}")
 

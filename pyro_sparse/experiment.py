@@ -32,16 +32,36 @@ __all__ = [
     "load",
     "load_data",
     "run",
+    "settings_for",
     "write_export",
 ]
 
-# What is offered for a data set when the user says nothing: (net, epochs, batch size).
-DEFAULTS: dict[str, tuple[str, int, int]] = {
-    "digits": ("mlp:100-100", 120, 64),
-    "mnist": ("mlp:400-400", 60, 256),
-    "fashion-mnist": ("mlp:400-400", 60, 256),
+# Settings that depend on the size of the data, where the user gives none.
+MNIST_LIKE: dict[str, Any] = {
+    "net": "mlp:400-400",
+    "epochs": 60,
+    "batch_size": 256,
+    "lr": 3e-3,
+    "kl_start": 0.05,
 }
-TABLE_DEFAULTS = ("mlp:50", 300, 32)
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "net": "mlp:100-100",
+        "epochs": 150,
+        "batch_size": 64,
+        "lr": 5e-3,
+        "kl_start": 0.002,
+    },
+    "mnist": MNIST_LIKE,
+    "fashion-mnist": MNIST_LIKE,
+}
+TABLE: dict[str, Any] = {
+    "net": "mlp:50",
+    "epochs": 300,
+    "batch_size": 32,
+    "lr": 5e-3,
+    "kl_start": 0.002,
+}
 
 
 class PruningError(ValueError):
@@ -52,12 +72,13 @@ class PruningError(ValueError):
 class Settings:
     """Everything that decides a run; config.json holds it.
 
+    `settings_for` fills in what depends on the data set.
+
     Attributes:
         model: a name of the zoo.
         data: a name that `pyro_sparse.data.load` knows.
-        net: a name that `pyro_sparse.nets.build` knows; by data set when None.
-        epochs, batch_size: by data set when None.
-        lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
+        net: a name that `pyro_sparse.nets.build` knows.
+        epochs, batch_size, lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
         schedule, lr_hold: how the learning rates fall, and the share of training before they do.
         kl_start, kl_hold, kl_rise: the KL's weight, see
             :func:`pyro_sparse.infer.schedules.rising`; the paper's objective throughout is
@@ -71,21 +92,21 @@ class Settings:
 
     model: str
     data: str
-    net: str | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float = 2e-3
-    inclusion_lr: float = 3e-2
+    net: str
+    epochs: int
+    batch_size: int
+    lr: float
+    kl_start: float
+    inclusion_lr: float = 6e-2
     scale_lr: float = 2e-2
     schedule: str = "cosine"
-    lr_hold: float = 0.4
-    kl_start: float = 0.02
-    kl_hold: float = 0.2
-    kl_rise: float = 0.4
+    lr_hold: float = 0.5
+    kl_hold: float = 0.1
+    kl_rise: float = 0.15
     clip_norm: float | None = None
     num_particles: int = 1
     variance: str = "tied"
-    initial_scale: float = 0.02
+    initial_scale: float | str = "balanced"
     inclusion: str = "straight-through"
     inclusion_probability: float | str = "layerwise"
     slab_scale: float = 1.0
@@ -94,16 +115,16 @@ class Settings:
     split: int = 0
     seed: int = 0
 
-    def complete(self) -> Settings:
-        """With the defaults of the data set filled in; raises for names that are not known."""
-        zoo.find(self.model)
-        net, epochs, batch_size = DEFAULTS.get(self.data, TABLE_DEFAULTS)
-        return dataclasses.replace(
-            self,
-            net=self.net or net,
-            epochs=epochs if self.epochs is None else self.epochs,
-            batch_size=batch_size if self.batch_size is None else self.batch_size,
-        )
+
+def settings_for(model: str, data: str, **given: Any) -> Settings:
+    """Settings with the defaults for a data set; what is given as None counts as not given.
+
+    Raises:
+        ValueError: the model is not known.
+    """
+    zoo.find(model)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Settings(model=model, data=data, **{**DEFAULTS.get(data, TABLE), **chosen})
 
 
 def build(settings: Settings, dataset: data.Dataset) -> tuple[models.SparseModel, Any]:
@@ -111,7 +132,7 @@ def build(settings: Settings, dataset: data.Dataset) -> tuple[models.SparseModel
     entry = zoo.find(settings.model)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        net = nets.build(settings.net or "", dataset.input_shape, dataset.outputs)
+        net = nets.build(settings.net, dataset.input_shape, dataset.outputs)
     shared: dict[str, Any] = {
         "likelihood": likelihoods.Categorical() if dataset.classes else likelihoods.Normal(),
         "num_data": len(dataset.train),
@@ -167,7 +188,7 @@ def run(
     """Train, analyse, prune and write the run folder; returns the summary.
 
     Args:
-        settings: complete ones.
+        settings: as by `settings_for`.
         out: the run folder, which must not hold a run.
         dataset: the data, by `load_data`.
         progress: show a progress bar.
@@ -183,13 +204,12 @@ def run(
     posterior = Posterior(model, guide)
     split = dataset.train
     loader = data.Batches(
-        split.x, split.y, min(settings.batch_size or 1, len(split)), seed=settings.seed
+        split.x, split.y, min(settings.batch_size, len(split)), seed=settings.seed
     )
     for name in ("validation", "test"):
         part = getattr(dataset, name)
         if len(part):
             infer.check_data(model, part.x, part.y, f"{name} data")
-    epochs = settings.epochs or 1
     sparse = settings.model != "dense"
 
     out.mkdir(parents=True, exist_ok=True)
@@ -198,7 +218,7 @@ def run(
         model,
         guide,
         loader,
-        epochs=epochs,
+        epochs=settings.epochs,
         lr=settings.lr,
         inclusion_lr=settings.inclusion_lr,
         scale_lr=settings.scale_lr,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
+from pyro.nn.module import _is_module_local_param_enabled
 
 __all__ = ["LocalPyroModule", "own_parameters"]
 
@@ -22,6 +23,15 @@ class LocalPyroModule(PyroModule):
     def __init__(self) -> None:
         with pyro.settings.context(module_local_params=True):
             super().__init__()
+
+    def __getattr__(self, name: str) -> Any:
+        # With local parameters Pyro would announce every parameter below a submodule to its
+        # handlers on each access, a millisecond a step, for no one to hear.
+        if _is_module_local_param_enabled():
+            value = self.__dict__["_modules"].get(name)
+            if value is not None and not isinstance(value, PyroModule):
+                return value
+        return super().__getattr__(name)
 
 
 def own_parameters(*functions: Callable[..., Any]) -> AbstractContextManager[Any]:

@@ -164,7 +164,6 @@ def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
         )
 
     mean, std = _statistics(source.x[train])
-    mean, std = mean / source.divide_by, std / source.divide_by
     preprocessing: dict[str, Any] = {
         "inputs": {"divide_by": source.divide_by, "mean": mean.tolist(), "std": std.tolist()}
     }
@@ -196,17 +195,15 @@ def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
 
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (population) in float64, the latter 1 for what is constant.
+    """What to subtract and divide by, in float64.
 
-    One number for all pixels of uint8 images, one a column of a table.
+    A table's columns, one number each: mean and standard deviation (population), the latter 1 for
+    what is constant. Images, one number for all: 0 and 1, so that they lie in
+    [0, 1] with black at 0. A centred image would have no zeros: every weight of a pixel that is always
+    black would add its posterior's noise to all units, and pay for it in the KL.
     """
     if values.dtype == torch.uint8:
-        counts = values.flatten().bincount().double()  # exact, without a float copy of the images
-        level = torch.arange(len(counts), dtype=torch.float64)
-        mean = (counts * level).sum() / counts.sum()
-        std = ((counts * (level - mean).square()).sum() / counts.sum()).sqrt()
-        constant = std == 0
-    else:
-        mean, std = values.mean(0), values.std(0, correction=0)
-        constant = values.amin(0) == values.amax(0)  # its std is a rounding error, not always 0
+        return torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    mean, std = values.mean(0), values.std(0, correction=0)
+    constant = values.amin(0) == values.amax(0)  # its std is a rounding error, not always 0
     return mean, torch.where(constant, 1.0, std)
