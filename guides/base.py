@@ -147,8 +147,8 @@ class SpikeSlabGuide(GroupGuide):
     as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer.
 
     :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight; the papers' family).
-    :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit of
-        any layer starts with the same KL of its slab, see :func:`balanced_scales`.
+    :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
+        of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
     :param initial_inclusion: initial γ of every unit.
     :param inclusion: gradient estimator of the inclusions, ``"straight-through"``, ``"soft"`` or
         ``"score"`` (unbiased), see :func:`~pyro_sparse.guides.families.spike_and_slab`.

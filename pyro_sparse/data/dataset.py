@@ -198,9 +198,9 @@ def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
     """What to subtract and divide by, in float64.
 
     A table's columns, one number each: mean and standard deviation (population), the latter 1 for
-    what is constant. Images, one number for all: 0 and 1, so that they lie in
-    [0, 1] with black at 0. A centred image would have no zeros: every weight of a pixel that is always
-    black would add its posterior's noise to all units, and pay for it in the KL.
+    what is constant. Images, one number for all: 0 and 1, so that they lie in [0, 1] with black at
+    0. A centred image would have no zeros: every weight of a pixel that is always black would add
+    its posterior's noise to all units, and pay for it in the KL.
     """
     if values.dtype == torch.uint8:
         return torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
