@@ -175,7 +175,7 @@ class ELBO(PyroELBO):
         loss = self.estimate(model, guide, *args, **kwargs).loss
         if loss.requires_grad:
             loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def analytic(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, bool]:
         """``{latent site: its KL is closed}`` for one run of model and guide."""
