@@ -80,6 +80,8 @@ class Settings:
         net: a name that `pyro_sparse.nets.build` knows.
         epochs, batch_size, lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
         schedule, lr_hold: how the learning rates fall, and the share of training before they do.
+        inclusion_hold, inclusion_stop: shares of training at which the inclusion logits' rate
+            begins to fall and at which it is 0.
         kl_start, kl_hold, kl_rise: the KL's weight, see
             :func:`pyro_sparse.infer.schedules.rising`; the paper's objective throughout is
             ``kl_start=1``.
@@ -100,9 +102,11 @@ class Settings:
     inclusion_lr: float = 6e-2
     scale_lr: float = 2e-2
     schedule: str = "cosine"
-    lr_hold: float = 0.5
-    kl_hold: float = 0.1
-    kl_rise: float = 0.15
+    lr_hold: float = 0.4
+    inclusion_hold: float = 0.1
+    inclusion_stop: float = 0.22
+    kl_hold: float = 0.13
+    kl_rise: float = 0.13
     clip_norm: float | None = None
     num_particles: int = 1
     variance: str = "tied"
@@ -214,25 +218,33 @@ def run(
 
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "config.json", dataclasses.asdict(settings))
-    fitted = infer.fit(
-        model,
-        guide,
-        loader,
-        epochs=settings.epochs,
-        lr=settings.lr,
-        inclusion_lr=settings.inclusion_lr,
-        scale_lr=settings.scale_lr,
-        schedule=infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
-        kl_weight=infer.schedules.rising(settings.kl_start, settings.kl_hold, settings.kl_rise)
-        if sparse
-        else infer.schedules.constant(),
-        clip_norm=settings.clip_norm,
-        num_particles=settings.num_particles,
-        seed=settings.seed,
-        out=out,
-        progress=progress,
-        on_epoch=lambda m: m.update(_validation_score(posterior, dataset.validation)),
-    )
+    try:
+        fitted = infer.fit(
+            model,
+            guide,
+            loader,
+            epochs=settings.epochs,
+            lr=settings.lr,
+            inclusion_lr=settings.inclusion_lr,
+            scale_lr=settings.scale_lr,
+            schedule=infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
+            inclusion_schedule=infer.schedules.cosine(
+                settings.inclusion_hold, settings.inclusion_stop
+            ),
+            kl_weight=infer.schedules.rising(settings.kl_start, settings.kl_hold, settings.kl_rise)
+            if sparse
+            else infer.schedules.constant(),
+            clip_norm=settings.clip_norm,
+            num_particles=settings.num_particles,
+            seed=settings.seed,
+            out=out,
+            progress=progress,
+            on_epoch=lambda m: m.update(_validation_score(posterior, dataset.validation)),
+        )
+    except ValueError:
+        # Refused before it began: the folder holds no run, and may be used again.
+        (out / "config.json").unlink()
+        raise
     try:
         summary = summarise(settings, posterior, dataset)
     except ValueError as error:
