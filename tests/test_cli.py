@@ -1,0 +1,261 @@
+"""The command line: each verb end to end, and each mistake answered in one line."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from pyro_sparse.cli import main
+from pyro_sparse.zoo import ZOO
+
+# Small, and gentle with the inclusions: every unit stays.
+TINY = ["--data", "digits", "--net", "mlp:8", "--epochs", "2", "--inclusion-lr", "1e-4", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def _no_data_root(monkeypatch):
+    monkeypatch.delenv("PYRO_SPARSE_DATA", raising=False)
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments):
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fail(*arguments):
+    """The message of a command that fails as it should: one line, and no traceback."""
+    result = call(*arguments)
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit), result.exception
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert "Traceback" not in result.output
+    return last
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a tiny run."""
+    out = tmp_path_factory.mktemp("runs") / "ss-ig"
+    output = succeed("fit", "ss-ig", *TINY, "--out", out)
+    assert str(out) in output
+    return out
+
+
+# -- help ----------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands():
+    output = succeed("--help")
+    for command in ("zoo", "fit", "compare", "export"):
+        assert f"\n  {command} " in output
+    assert "pyro-sparse compare ss-ig ss-gl ss-ghs --data digits" in output
+    assert succeed("-h") == output
+
+
+@pytest.mark.parametrize("command", ["zoo", "fit", "compare", "export"])
+def test_help_of_every_command(command):
+    output = succeed(command, "--help")
+    assert output.startswith("Usage: ")
+    # Every option says what it is for.
+    lines = output.splitlines()
+    options = lines[lines.index("Options:") + 1 :]
+    assert len(options) >= 1
+    for option in main.commands[command].params:
+        if option.param_type_name == "option":
+            assert option.help, option.name
+
+
+def test_version():
+    assert "0." in succeed("--version")
+
+
+def test_zoo():
+    output = succeed("zoo")
+    for entry in ZOO.values():
+        assert f"{entry.name:<8}{entry.title}" in output
+        assert entry.paper in output
+    assert output.count("use it") == len(ZOO)
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+def test_fit(run):
+    summary = read(run / "summary.json")
+    assert summary["model"] == "ss-ig"
+    assert summary["kept"] == {"fc1": 8}
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoint", "summary.json", "figures"}
+
+
+def test_options_reach_the_settings(tmp_path):
+    given = {
+        "lr": 3e-3,
+        "scale_lr": 1e-2,
+        "schedule": "linear",
+        "lr_hold": 0.1,
+        "kl_start": 0.5,
+        "kl_hold": 0.1,
+        "kl_rise": 0.2,
+        "clip_norm": 2.0,
+        "num_particles": 2,
+        "variance": "full",
+        "initial_scale": 0.05,
+        "inclusion": "soft",
+        "inclusion_probability": 0.3,
+        "slab_scale": 0.5,
+        "validation": 0.2,
+        "batch_size": 200,
+        "seed": 7,
+    }
+    options = []
+    for name, value in given.items():
+        options += [f"--{name.replace('_', '-')}", value]
+    succeed("fit", "ss-ghs", *TINY, *options, "--prune-inputs", "--out", tmp_path / "run")
+    config = read(tmp_path / "run" / "config.json")
+    assert config["prune_inputs"] is True
+    assert {name: config[name] for name in given} == given
+
+
+def test_compare(tmp_path):
+    out = tmp_path / "runs"
+    output = succeed("compare", "ss-gl", "ss-ghs", "ss-gl", *TINY, "--out", out)
+    summaries = read(out / "compare.json")
+    # In the order given, each once, and the baseline.
+    assert [summary["model"] for summary in summaries] == ["ss-gl", "ss-ghs", "dense"]
+    for summary in summaries:
+        folder = out / summary["model"]
+        assert read(folder / "summary.json") == summary
+        assert (folder / "figures" / "training.png").is_file()
+        assert f"{summary['accuracy_compact']:.2%}" in output
+    for heading in ("accuracy", "NLL", "ECE", "kept", "undecided", "parameters", "MACs"):
+        assert heading in output
+
+
+def test_compare_of_regressions_in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compare", "dense", "--data", "diabetes", "--net", "mlp:4", "--epochs", "1"]
+    output = succeed(*arguments, "--quiet")
+    assert "RMSE" in output
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("compare-diabetes-")
+    assert [summary["model"] for summary in read(folder / "compare.json")] == ["dense"]
+
+
+def test_convolutions(tmp_path):
+    factory = "pyro_sparse.nets:lenet5_caffe"
+    message = fail("fit", "ss-ig", "--data", "digits", "--net", factory, "--out", tmp_path / "run")
+    assert "does not accept inputs of shape (1, 8, 8)" in message
+    message = fail(
+        "fit", "ss-ig", "--data", "digits", "--net", "lenet5-caffe", "--out", tmp_path / "run"
+    )
+    assert "at least 16×16" in message
+
+
+def test_export(run, tmp_path):
+    output = succeed("export", run, "--out", tmp_path / "small")
+    assert "fc1 8" in output
+    assert "masked against compact" in output
+    names = {path.name for path in (tmp_path / "small").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "load.py"}
+
+
+# -- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "digitz"], "unknown data set 'digitz'. Did you mean digits?"),
+        (["--net", "mpl:8"], "unknown net 'mpl:8'. Did you mean mlp:400-400?"),
+        (["--net", "mlp:8-x"], "expected widths such as mlp:400-400"),
+        (["--inclusion-probability", "0"], "inclusion_probability strictly between 0 and 1"),
+        (["--inclusion-probability", "1.5"], "inclusion_probability strictly between 0 and 1"),
+        (["--inclusion-probability", "few"], "'--inclusion-probability'"),
+        (["--slab-scale", "-1"], "positive, finite slab_scale, got -1"),
+        (["--initial-scale", "-0.1"], "positive initial_scale"),
+        (["--lr", "-1"], "positive lr, got -1"),
+        (["--inclusion-lr", "0"], "positive inclusion_lr, got 0"),
+        (["--scale-lr", "nan"], "positive scale_lr, got nan"),
+        (["--clip-norm", "-2"], "positive clip_norm"),
+        (["--epochs", "0"], "'--epochs'"),
+        (["--batch-size", "0"], "'--batch-size'"),
+        (["--kl-start", "2"], "'--kl-start'"),
+        (["--validation", "1"], "validation share"),
+        (["--split", "3"], "single split"),
+        (["--variance", "diagonal"], "'--variance'"),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    out = tmp_path / "run"
+    assert message in fail("fit", "ss-ig", *TINY, *options, "--out", out)
+    # No training took place, and the folder can be used at the next attempt.
+    assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.parametrize("command", [["fit", "ss-igh"], ["compare", "ss-ig", "ss-igh"]])
+def test_unknown_model(tmp_path, command):
+    message = fail(*command, *TINY, "--out", tmp_path / "run")
+    assert "unknown model 'ss-igh'. Did you mean ss-ig" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_root(tmp_path):
+    arguments = ["fit", "ss-ig", "--data", "mnist", "--out", tmp_path / "run"]
+    message = fail(*arguments)
+    assert "--data-root" in message
+    assert "--download" in message
+    message = fail(*arguments, "--data-root", tmp_path / "none")
+    assert "MNIST" in message
+    assert "train-images-idx3-ubyte" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_table(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("1.0,2.0\n3.0,nan\n")
+    assert str(file) in fail("fit", "ss-ig", "--data", f"csv:{file}", "--out", tmp_path / "run")
+    missing = tmp_path / "none.csv"
+    assert "none.csv" in fail("fit", "dense", "--data", f"csv:{missing}", "--out", tmp_path / "run")
+
+
+def test_a_folder_that_holds_a_run(run, tmp_path):
+    before = (run / "summary.json").read_bytes()
+    assert "already holds a run" in fail("fit", "dense", *TINY, "--out", run)
+    assert (run / "summary.json").read_bytes() == before
+    # compare looks at its folder before it trains anything.
+    assert "already holds a comparison" in fail("compare", "ss-ig", *TINY, "--out", run.parent)
+    assert not (run.parent / "dense").exists()
+
+
+def test_a_layer_that_keeps_nothing(tmp_path):
+    out = tmp_path / "run"
+    forceful = ["--inclusion-lr", "5", "--kl-start", "1", "--inclusion-probability", "1e-9"]
+    message = fail("fit", "ss-ig", *TINY, *forceful, "--out", out)
+    assert "layer 'fc1' would keep none" in message
+    assert f"The run is kept in {out}" in message
+    assert (out / "checkpoint" / "last.safetensors").is_file()
+    # compare tells, and goes on with the others.
+    output = succeed("compare", "ss-ig", *TINY, *forceful, "--out", tmp_path / "runs")
+    assert "ss-ig: layer 'fc1' would keep none" in output
+    assert [s["model"] for s in read(tmp_path / "runs" / "compare.json")] == ["dense"]
+
+
+def test_exports_that_cannot_be(run, tmp_path):
+    assert "holds no run" in fail("export", tmp_path, "--out", tmp_path / "small")
+    assert "not empty" in fail("export", run, "--out", run)
+    assert "threshold" in fail("export", run, "--out", tmp_path / "small", "--threshold", "1.5")
+    assert "would keep none" in fail(
+        "export", run, "--out", tmp_path / "small", "--threshold", "0.9999"
+    )
+    assert not (tmp_path / "small").exists()

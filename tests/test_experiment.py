@@ -1,0 +1,251 @@
+"""From a data set's name to a run folder, and back."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from pyro_sparse import data, experiment, export
+from pyro_sparse.experiment import Settings, settings_for
+
+TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
+SCORED = ("ensemble", "compact")
+KEYS = {
+    *("model", "net", "data", "seed", "epochs"),
+    *("params_dense", "params_compact", "macs_dense", "macs_compact"),
+    *("units", "kept", "undecided"),
+    *("train_seconds", "seconds_per_epoch", "max_abs_diff_masked_compact"),
+}
+"""What DESIGN.md promises of every summary.json."""
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    return data.load("diabetes")
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    """A run of SS-GHS on digits."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    experiment.run(settings_for("ss-ghs", "digits", **TINY), out, dataset=digits, progress=False)
+    return out
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def nothing_kept(**options):
+    """Settings under which every unit leaves at once."""
+    return settings_for(
+        *("ss-ig", "digits"),
+        **{**TINY, "inclusion_lr": 5.0, "kl_start": 1.0, "inclusion_probability": 1e-9, **options},
+    )
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def test_defaults_by_data_set():
+    digits, table = settings_for("ss-ig", "digits"), settings_for("ss-ig", "csv:some.csv")
+    assert digits.net.startswith("mlp:")
+    assert digits.epochs >= 1
+    assert table.net != digits.net
+    # What is not given keeps its default, what is given counts.
+    assert settings_for("ss-ig", "digits", epochs=None, lr=1.0) == dataclasses.replace(
+        digits, lr=1.0
+    )
+
+
+def test_settings_survive_json():
+    settings = settings_for("ss-gl", "digits", inclusion_probability=0.2, initial_scale=0.1)
+    assert Settings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match="Did you mean ss-ghs"):
+        settings_for("ssghs", "digits")
+
+
+def test_the_seed_decides_the_initial_weights(digits):
+    def weights(seed):
+        settings = settings_for("ss-ig", "digits", seed=seed, **TINY)
+        _, guide = experiment.build(settings, digits)
+        return guide.mean_rows()["fc1"]
+
+    state = torch.get_rng_state()
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- run -----------------------------------------------------------------------------------------
+
+
+def test_run_folder(folder):
+    summary = read(folder / "summary.json")
+    scores = {f"{score}_{of}" for score in ("accuracy", "nll", "ece") for of in SCORED}
+    assert set(summary) >= KEYS | scores
+    assert summary["model"] == "ss-ghs"
+    assert summary["net"] == "mlp:8"
+    assert summary["data"] == "digits"
+    assert summary["epochs"] == 2
+    assert summary["units"] == {"fc1": 8}
+    assert summary["kept"] == {"fc1": 8}
+    assert summary["params_dense"] == summary["params_compact"] == 64 * 8 + 8 + 8 * 10 + 10
+    assert summary["macs_dense"] == 64 * 8 + 8 * 10
+    assert 0 <= summary["accuracy_compact"] <= 1
+    assert summary["max_abs_diff_masked_compact"] <= 1e-5
+    assert summary["train_seconds"] > 0
+    assert Settings(**read(folder / "config.json")) == settings_for("ss-ghs", "digits", **TINY)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["last.safetensors"]
+    for name in ("training", "inclusion", "units"):
+        assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_same_seed_gives_the_same_run(folder, digits, tmp_path):
+    settings = settings_for("ss-ghs", "digits", **TINY)
+    again = experiment.run(
+        settings, tmp_path / "again", dataset=digits, progress=False, figures=False
+    )
+    first = read(folder / "summary.json")
+    for key in set(first) - {"train_seconds", "seconds_per_epoch"}:
+        assert again[key] == first[key], key
+    assert not (tmp_path / "again" / "figures").exists()
+
+
+def test_regression(diabetes, tmp_path):
+    settings = settings_for("ss-gl", "diabetes", prune_inputs=True, **TINY)
+    out = tmp_path / "run"
+    summary = experiment.run(settings, out, dataset=diabetes, progress=False, figures=False)
+    assert set(summary) == KEYS | {f"{score}_{of}" for score in ("rmse", "nll") for of in SCORED}
+    assert summary["units"] == {"input": 10, "fc1": 8}
+    # In the unit of the target, whose standard deviation is 77: an untrained net is near that.
+    assert 30 < summary["rmse_compact"] < 120
+    assert 4 < summary["nll_compact"] < 8
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["validation_rmse"]) for line in lines)
+
+
+def test_the_dense_baseline_keeps_everything(digits, tmp_path):
+    settings = settings_for("dense", "digits", **TINY)
+    out = tmp_path / "run"
+    summary = experiment.run(settings, out, dataset=digits, progress=False)
+    assert summary["kept"] == summary["units"] == {"fc1": 8}
+    assert summary["undecided"] == {"fc1": 0}
+    assert summary["params_dense"] == summary["params_compact"]
+    # One network: no ensemble to speak of.
+    assert summary["accuracy_ensemble"] == summary["accuracy_compact"]
+    assert [path.name for path in (out / "figures").iterdir()] == ["training.png"]
+
+
+def test_without_a_validation_set(tmp_path):
+    settings = settings_for("ss-ig", "digits", validation=0.0, **TINY)
+    dataset = experiment.load_data(settings, None)
+    experiment.run(settings, tmp_path / "run", dataset=dataset, progress=False)
+    line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0]
+    assert not any(key.startswith("validation") for key in json.loads(line))
+
+
+def test_a_folder_that_holds_a_run(folder, digits):
+    before = (folder / "summary.json").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run; choose another folder"):
+        experiment.run(settings_for("dense", "digits", **TINY), folder, dataset=digits)
+    assert (folder / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1.0}, {"kl_hold": 0.9, "kl_rise": 0.9}, {"slab_scale": 0.0}]
+)
+def test_refused_before_training(digits, tmp_path, wrong):
+    """... and the folder stays free for the next attempt."""
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="expected"):
+        experiment.run(
+            settings_for("ss-ig", "digits", **{**TINY, **wrong}),
+            out,
+            dataset=digits,
+            progress=False,
+        )
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_layer_that_keeps_nothing(digits, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(experiment.PruningError, match=r"layer 'fc1' would keep none") as caught:
+        experiment.run(nothing_kept(), out, dataset=digits, progress=False)
+    assert f"kept in {out}" in str(caught.value)
+    assert (out / "checkpoint" / "last.safetensors").is_file()
+    assert not (out / "summary.json").exists()
+    # What was trained can still be looked at.
+    _, _, posterior = experiment.load(out)
+    assert posterior.summary().groups[0].kept == 0
+
+
+# -- compare -------------------------------------------------------------------------------------
+
+
+def test_compare_goes_on_where_one_model_cannot_be_pruned(digits, tmp_path, capsys):
+    settings = [nothing_kept(), settings_for("dense", "digits", **TINY)]
+    summaries = experiment.compare(settings, tmp_path, dataset=digits, progress=False)
+    assert [summary["model"] for summary in summaries] == ["dense"]
+    assert read(tmp_path / "compare.json") == summaries
+    assert "ss-ig: layer 'fc1' would keep none" in capsys.readouterr().out
+    assert (tmp_path / "ss-ig" / "checkpoint" / "last.safetensors").is_file()
+    with pytest.raises(ValueError, match="already holds a comparison"):
+        experiment.compare(settings, tmp_path, dataset=digits)
+
+
+def test_compare_where_no_model_can_be_pruned(digits, tmp_path):
+    with pytest.raises(experiment.PruningError, match="no model could be pruned"):
+        experiment.compare([nothing_kept()], tmp_path, dataset=digits, progress=False)
+
+
+# -- load and export -----------------------------------------------------------------------------
+
+
+def test_load_gives_the_posterior_back(folder, digits):
+    settings, dataset, posterior = experiment.load(folder)
+    summary = read(folder / "summary.json")
+    assert settings.model == "ss-ghs"
+    assert torch.equal(dataset.test.x, digits.test.x)
+    keep = posterior.keep()
+    assert {name: int(keep[name].sum()) for name in summary["kept"]} == summary["kept"]
+    output = posterior.masked(dataset.test.x)
+    accuracy = (output.argmax(-1) == dataset.test.y).double().mean()
+    assert float(accuracy) == pytest.approx(summary["accuracy_compact"])
+
+
+def test_export(folder, digits, tmp_path):
+    done = experiment.write_export(folder, tmp_path / "small")
+    assert done["model"] == "ss-ghs"
+    assert done["kept"] == {"input": 64, "fc1": 8, "out": 10}
+    assert done["parameters"] == read(folder / "summary.json")["params_compact"]
+    net = export.load(tmp_path / "small")
+    _, _, posterior = experiment.load(folder)
+    assert (net(digits.test.x) - posterior.masked(digits.test.x)).abs().max() <= 1e-5
+    config = read(tmp_path / "small" / "config.json")
+    assert config["preprocessing"]["inputs"].keys() >= {"divide_by", "mean", "std"}
+
+
+def test_export_of_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no run \(no config\.json\)"):
+        experiment.load(tmp_path)
+
+
+def test_export_of_a_run_without_checkpoint(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(FileNotFoundError, match="checkpoint"):
+        experiment.load(tmp_path)
