@@ -95,6 +95,16 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--lr-hold", type=click.FloatRange(0, 1), help="Share of training before they do."
         ),
         click.option(
+            "--inclusion-hold",
+            type=click.FloatRange(0, 1),
+            help="Share of training before the inclusion logits' rate falls.",
+        ),
+        click.option(
+            "--inclusion-stop",
+            type=click.FloatRange(0, 1),
+            help="Share of training after which inclusions stay as they are; 1: never.",
+        ),
+        click.option(
             "--kl-start",
             type=click.FloatRange(0, 1),
             help="The KL's weight at first; 1 is the paper's objective throughout.",

@@ -107,11 +107,12 @@ def fit(
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     epochs: int = 60,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
     inclusion_lr: float | None = None,
     scale_lr: float | None = None,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.Adam,
     schedule: Schedule | None = None,
+    inclusion_schedule: Schedule | None = None,
     kl_weight: Schedule | None = None,
     clip_norm: float | None = None,
     num_particles: int = 1,
@@ -132,12 +133,14 @@ def fit(
             :class:`pyro_sparse.data.Batches` or a ``DataLoader``.
         epochs: passes over the data.
         lr: learning rate of the weights' locations and variances.
-        inclusion_lr: learning rate of the inclusion logits, 15 ``lr`` by default: they have to move
+        inclusion_lr: learning rate of the inclusion logits, 10 ``lr`` by default: they have to move
             by several units while the weights move by hundredths.
-        scale_lr: learning rate of log-normal scales and precisions, 10 ``lr`` by default.
+        scale_lr: learning rate of log-normal scales and precisions, 5 ``lr`` by default.
         optimizer: makes the optimiser from parameter groups that have their ``lr``.
         schedule: factor on the learning rates by progress in [0, 1], see
             :mod:`pyro_sparse.infer.schedules`; ``cosine(hold=0.4)`` by default.
+        inclusion_schedule: the same for the inclusion logits, ``schedule`` by default. One that
+            ends early decides the units early and keeps them.
         kl_weight: weight of the KL by progress in [0, 1], ``rising(0.02, hold=0.2, rise=0.4)`` by
             default: units polarise while the KL is cheap, and the last 40 % of training maximise
             the evidence lower bound. ``constant()`` is that bound throughout.
@@ -173,6 +176,7 @@ def fit(
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected a positive {name}, got {value}")
     schedule = schedule or cosine(hold=0.4)
+    inclusion_schedule = inclusion_schedule or schedule
     kl_weight = kl_weight or rising(0.02, hold=0.2, rise=0.4)
     folder = None if out is None else Path(out)
     checkpoint = None if folder is None else folder / "checkpoint" / "last.safetensors"
@@ -189,10 +193,15 @@ def fit(
     if fabric is None:
         fabric = _default_fabric()
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
-    rate_of = {"weights": lr, "inclusion": inclusion_lr or 15 * lr, "scales": scale_lr or 10 * lr}
-    kinds = guide.parameters_by_kind()
-    stepper = optimizer([{"params": kinds[k], "lr": rate_of[k]} for k in kinds if kinds[k]])
-    rates = [group["lr"] for group in stepper.param_groups]
+    how = {
+        "weights": (lr, schedule),
+        "inclusion": (inclusion_lr or 10 * lr, inclusion_schedule),
+        "scales": (scale_lr or 5 * lr, schedule),
+    }
+    kinds = {kind: chosen for kind, chosen in guide.parameters_by_kind().items() if chosen}
+    schedules = [how[kind][1] for kind in kinds]
+    stepper = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
+    base_rates = [group["lr"] for group in stepper.param_groups]
 
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices):
@@ -211,7 +220,7 @@ def fit(
             for epoch in range(len(run.history) + 1, epochs + 1):
                 _train_epoch(
                     objective, stepper, loader, fabric, run,
-                    epoch=epoch, epochs=epochs, rates=rates, schedule=schedule,
+                    epoch=epoch, epochs=epochs, rates=base_rates, schedules=schedules,
                     kl_weight=kl_weight, clip_norm=clip_norm,
                 )  # fmt: skip
                 metrics = run.history[-1]
@@ -241,7 +250,7 @@ def _train_epoch(
     epoch: int,
     epochs: int,
     rates: list[float],
-    schedule: Schedule,
+    schedules: list[Schedule],
     kl_weight: Schedule,
     clip_norm: float | None,
 ) -> None:
@@ -253,7 +262,7 @@ def _train_epoch(
     for step, (x, y) in enumerate(loader):
         within = step / steps if steps else 0.0
         done = (epoch - 1 + within) / epochs
-        for group, rate in zip(stepper.param_groups, rates, strict=True):
+        for group, rate, schedule in zip(stepper.param_groups, rates, schedules, strict=True):
             group["lr"] = rate * schedule(done)
         elbo.kl_weight = kl_weight(done)
         x, y = x.to(fabric.device), y.to(fabric.device)

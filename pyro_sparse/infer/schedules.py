@@ -13,9 +13,9 @@ __all__ = ["LEARNING_RATES", "Schedule", "constant", "cosine", "linear", "rising
 Schedule = Callable[[float], float]
 
 
-def _fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"expected {name} in [0, 1], got {value}")
+def _ordered(hold: float, end: float) -> None:
+    if not 0 <= hold <= end <= 1:
+        raise ValueError(f"expected 0 ≤ hold ≤ end ≤ 1, got hold={hold} and end={end}")
 
 
 def constant() -> Schedule:
@@ -23,16 +23,15 @@ def constant() -> Schedule:
     return lambda progress: 1.0
 
 
-def linear(hold: float = 0.0) -> Schedule:
-    """1 until ``hold``, then falling linearly to 0."""
-    _fraction("hold", hold)
-    return lambda progress: min(1.0, (1 - progress) / max(1 - hold, 1e-9))
+def linear(hold: float = 0.0, end: float = 1.0) -> Schedule:
+    """1 until ``hold``, then falling linearly to 0 at ``end``; 0 from there on."""
+    _ordered(hold, end)
+    return lambda progress: min(1.0, max(0.0, (end - progress) / max(end - hold, 1e-9)))
 
 
-def cosine(hold: float = 0.0) -> Schedule:
-    """1 until ``hold``, then falling to 0 along half a cosine."""
-    _fraction("hold", hold)
-    fall = linear(hold)
+def cosine(hold: float = 0.0, end: float = 1.0) -> Schedule:
+    """1 until ``hold``, then falling to 0 at ``end`` along half a cosine; 0 from there on."""
+    fall = linear(hold, end)
     return lambda progress: 0.5 * (1 - math.cos(math.pi * fall(progress)))
 
 
@@ -45,20 +44,16 @@ def rising(start: float = 0.0, hold: float = 0.0, rise: float = 0.0) -> Schedule
     Raises:
         ValueError: an argument is outside [0, 1], or ``hold + rise`` is.
     """
-    for name, value in {
-        "start": start,
-        "hold": hold,
-        "rise": rise,
-        "hold + rise": hold + rise,
-    }.items():
-        _fraction(name, value)
+    _ordered(hold, hold + rise)
+    if not 0 <= start <= 1:
+        raise ValueError(f"expected start in [0, 1], got {start}")
     if rise == 0:
         return lambda progress: start if progress < hold else 1.0
     return lambda progress: start + (1 - start) * min(1.0, max(0.0, (progress - hold) / rise))
 
 
 LEARNING_RATES: dict[str, Callable[[float], Schedule]] = {
-    "constant": lambda hold: constant(),
+    "constant": lambda _: constant(),
     "cosine": cosine,
     "linear": linear,
 }

@@ -1,0 +1,30 @@
+"""Draws docs/digits.png from a run folder that `pyro-sparse compare ... --data digits` wrote.
+
+Usage: python docs/make_figures.py RUN_FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pyro_sparse import experiment
+from pyro_sparse.posterior import plots
+
+
+def main(folder: Path) -> None:
+    _, _, posterior = experiment.load(folder)
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    plots.units_kept(history, left)
+    plots.inclusion_probabilities(posterior.inclusion(), middle)
+    plots.training_curve(history, right)
+    figure.savefig(Path(__file__).parent / "digits.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
