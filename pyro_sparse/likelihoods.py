@@ -5,7 +5,8 @@ A likelihood owns the *data* part of a model: the observed sample statement, its
 mean), and the check of targets before any training starts.
 
 To add one, write ``distribution(output, **latents)`` and ``natural(output)``; add ``sites()`` when
-it has latents of its own, and ``check`` when targets can be wrong.
+it has latents of its own, ``class_probabilities`` when targets are classes, and ``check`` when they
+can be wrong.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Likelihood(nn.Module):
     def natural(self, output: Tensor) -> Tensor:
         """The output a user reads: class probabilities or the mean, ``(batch, ...)``."""
         raise NotImplementedError
+
+    def class_probabilities(self, natural: Tensor) -> Tensor | None:
+        """``(batch, classes)`` from the natural output; None where targets are numbers."""
+        return None
 
     def check(self, output: Tensor, y: Tensor) -> None:
         """Raise ``ValueError`` when the targets ``y`` cannot come from this likelihood."""
@@ -89,6 +94,9 @@ class Categorical(Likelihood):
     def natural(self, output: Tensor) -> Tensor:
         return output.softmax(-1)
 
+    def class_probabilities(self, natural: Tensor) -> Tensor | None:
+        return natural
+
     def check(self, output: Tensor, y: Tensor) -> None:
         _check_length(output, y)
         classes = output.shape[-1]
@@ -113,6 +121,9 @@ class Bernoulli(Likelihood):
 
     def natural(self, output: Tensor) -> Tensor:
         return _scalar_output(output, "Bernoulli").sigmoid()
+
+    def class_probabilities(self, natural: Tensor) -> Tensor | None:
+        return torch.stack([1 - natural, natural], -1)
 
     def check(self, output: Tensor, y: Tensor) -> None:
         _check_length(output, y)

@@ -77,6 +77,15 @@ def test_natural_outputs():
     assert Normal().natural(column.squeeze(-1)).shape == (2,)
 
 
+def test_class_probabilities():
+    probabilities = torch.tensor([[0.2, 0.8], [0.5, 0.5]])
+    assert Categorical().class_probabilities(probabilities) is probabilities
+    two = Bernoulli().class_probabilities(torch.tensor([0.8, 0.5]))
+    assert torch.allclose(two, probabilities)
+    assert Normal().class_probabilities(torch.zeros(2)) is None
+    assert Poisson().class_probabilities(torch.ones(2)) is None
+
+
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Normal(), Normal(1.0), Poisson()])
 def test_several_outputs_where_one_is_expected(likelihood):
     output = torch.zeros(3, 2)

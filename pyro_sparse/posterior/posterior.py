@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -169,6 +170,8 @@ class Posterior:
         Yields:
             Output ``(N, ...)`` and, for a likelihood with latents, their values.
         """
+        if num_samples < 1:
+            raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
         with (
             self._evaluating(),
             own_parameters(self.model, self.guide),
@@ -246,13 +249,14 @@ class Posterior:
             ("compact", compact, compact_log),
         ):
             scores[f"nll_{name}"] = negative_log_likelihood(logs)
-            if y.is_floating_point():
+            probabilities = likelihood.class_probabilities(prediction)
+            if probabilities is None:
                 # A density per standardised unit, turned into one per unit of the target.
-                scores[f"nll_{name}"] += float(torch.tensor(target_scale).log())
+                scores[f"nll_{name}"] += math.log(target_scale)
                 scores[f"rmse_{name}"] = rmse(prediction, y) * target_scale
             else:
-                scores[f"accuracy_{name}"] = accuracy(prediction, y)
-                scores[f"ece_{name}"] = calibration_error(prediction, y)
+                scores[f"accuracy_{name}"] = accuracy(probabilities, y)
+                scores[f"ece_{name}"] = calibration_error(probabilities, y)
         return scores
 
 

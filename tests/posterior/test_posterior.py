@@ -308,6 +308,26 @@ def test_classification_scores_by_hand():
     }
 
 
+def test_scores_of_two_classes_with_one_output():
+    x, y = torch.randn(50, 3), torch.randint(2, (50,)).float()
+    posterior = fitted(mlp([3, 5, 1]), x, likelihood=likelihoods.Bernoulli())
+    scores = posterior.evaluate(x, y, num_samples=2)
+    probability = posterior.masked(x).squeeze(-1).sigmoid()
+    assert scores["accuracy_compact"] == pytest.approx(
+        float(((probability > 0.5) == y.bool()).double().mean())
+    )
+    chosen = probability.where(y.bool(), 1 - probability)
+    assert scores["nll_compact"] == pytest.approx(-float(chosen.log().mean()), rel=1e-5)
+    assert 0 <= scores["ece_ensemble"] <= 1
+    assert not any(key.startswith("rmse") for key in scores)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1])
+def test_no_draws(num_samples):
+    with pytest.raises(ValueError, match="at least one draw"):
+        small().predict(torch.randn(7, 3), num_samples)
+
+
 @pytest.mark.parametrize("noise_scale", [None, 0.4])
 def test_regression_scores_by_hand(noise_scale):
     """RMSE and NLL in the target's own unit: y = 3 + 250 · standardised y."""
