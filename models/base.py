@@ -82,7 +82,7 @@ class SparseModel(LocalPyroModule):
     ) -> None:
         super().__init__()
         positive(output_scale=output_scale)
-        if num_data < 1:
+        if not num_data >= 1:
             raise ValueError(f"expected num_data, the number of training examples, ≥ 1: {num_data}")
         graph = groups(net, example)
         if not any(group.writers for group in graph):

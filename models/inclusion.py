@@ -30,11 +30,14 @@ def layerwise_inclusion_logits(
     :param widths: :math:`K_l` of every layer, the output layer last.
     :param num_data: number of training examples ``n``.
     :param constant: :math:`C` (1e-9 in the authors' runs; 0 gives :math:`λ_l = 1/K_l`).
+    :raises ValueError: where the constant is negative or infinite.
     :returns: ``logit λ_l`` of every layer (a layer that is never pruned, the output, ignores its).
 
     Source: Jantre, Bhattacharya, Maiti, *Layer adaptive node selection in Bayesian neural networks*
     (Neural Networks 167, 2023; arXiv 2108.11000), the rule of their code.
     """
+    if not 0 <= constant < math.inf:
+        raise ValueError(f"expected a non-negative, finite inclusion constant, got {constant}")
     depth = len(widths)
     u = [
         depth**2 * (math.log(num_data) + math.log(depth) + math.log(k + 1) + math.log(width))

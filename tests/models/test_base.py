@@ -233,6 +233,9 @@ def test_a_network_without_layers_is_refused():
     ("options", "message"),
     [
         ({"num_data": 0}, "num_data"),
+        ({"num_data": float("nan")}, "num_data"),
+        ({"inclusion_constant": -1.0}, "inclusion constant, got -1"),
+        ({"inclusion_constant": float("nan")}, "inclusion constant"),
         ({"output_scale": 0.0}, "output_scale"),
         ({"slab_scale": -1.0}, "slab_scale"),
         ({"slab_scale": float("inf")}, "slab_scale"),
