@@ -380,7 +380,10 @@ def load(
         raise FileNotFoundError(
             f"{folder} holds no run (no config.json); make one with pyro-sparse fit --out {folder}"
         )
-    settings = Settings(**json.loads(config.read_text()))
+    try:
+        settings = Settings(**json.loads(config.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
     dataset = load_data(settings, root)
     model, guide = build(settings, dataset)
     infer.restore(folder / "checkpoint" / "last.safetensors", model, guide)

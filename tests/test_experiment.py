@@ -245,6 +245,13 @@ def test_export_of_no_run(tmp_path):
         experiment.load(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{damaged", '{"widths": [3, 2]}', "[]"])
+def test_a_config_that_is_no_runs(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json does not hold the settings of a run"):
+        experiment.load(tmp_path)
+
+
 def test_export_of_a_run_without_checkpoint(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match="checkpoint"):
