@@ -46,7 +46,6 @@ LARGE: dict[str, Any] = {
     "inclusion_lr": 6e-2,
     "inclusion_hold": 0.1,
     "inclusion_stop": 0.22,
-    "kl_start": 0.06,
     "kl_hold": 0.13,
     "kl_rise": 0.13,
 }
@@ -58,7 +57,6 @@ SMALL: dict[str, Any] = {
     "inclusion_lr": 3e-2,
     "inclusion_hold": 0.4,
     "inclusion_stop": 1.0,
-    "kl_start": 0.002,
     "kl_hold": 0.2,
     "kl_rise": 0.4,
 }
@@ -89,8 +87,9 @@ class Settings:
         inclusion_hold, inclusion_stop: shares of training at which the inclusion logits' rate
             begins to fall and at which it is 0.
         kl_start, kl_hold, kl_rise: the KL's weight, see
-            :func:`pyro_sparse.infer.schedules.rising`; the paper's objective throughout is
-            ``kl_start=1``.
+            :func:`pyro_sparse.infer.schedules.rising`; ``kl_start`` is
+            :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
+            throughout.
         variance, initial_scale, inclusion: see the guides.
         inclusion_probability, slab_scale, prune_inputs: see the models.
         validation: share of the training set that is held out for the validation curve.
@@ -107,12 +106,12 @@ class Settings:
     inclusion_lr: float
     inclusion_hold: float
     inclusion_stop: float
-    kl_start: float
     kl_hold: float
     kl_rise: float
     scale_lr: float = 2e-2
     schedule: str = "cosine"
     lr_hold: float = 0.4
+    kl_start: float | None = None
     clip_norm: float | None = None
     num_particles: int = 1
     variance: str = "tied"
@@ -220,8 +219,9 @@ def run(
         part = getattr(dataset, name)
         if len(part):
             infer.check_data(model, part.x, part.y, f"{name} data")
-    sparse = settings.model != "dense"
-
+    start = settings.kl_start
+    if start is None:
+        start = infer.schedules.cheap(len(split))
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "config.json", dataclasses.asdict(settings))
     try:
@@ -237,9 +237,7 @@ def run(
             inclusion_schedule=infer.schedules.cosine(
                 settings.inclusion_hold, settings.inclusion_stop
             ),
-            kl_weight=infer.schedules.rising(settings.kl_start, settings.kl_hold, settings.kl_rise)
-            if sparse
-            else infer.schedules.constant(),
+            kl_weight=infer.schedules.rising(start, settings.kl_hold, settings.kl_rise),
             clip_norm=settings.clip_norm,
             num_particles=settings.num_particles,
             seed=settings.seed,

@@ -30,7 +30,7 @@ from pyro_sparse.modules import own_parameters
 
 from .checkpoint import restore, save_checkpoint
 from .elbo import ELBO
-from .schedules import Schedule, cosine, rising
+from .schedules import Schedule, cheap, cosine, rising
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -87,6 +87,11 @@ def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
     return metrics
 
 
+def fused_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Adam in one pass over the parameters."""
+    return torch.optim.Adam(groups, fused=True)
+
+
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
     """Raise ``ValueError`` unless the model can be trained on ``x`` and ``y``."""
     check(x, y, classes=None, features=model.example_shape[1:], where=where)
@@ -110,7 +115,7 @@ def fit(
     lr: float = 3e-3,
     inclusion_lr: float | None = None,
     scale_lr: float | None = None,
-    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.Adam,
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = fused_adam,
     schedule: Schedule | None = None,
     inclusion_schedule: Schedule | None = None,
     kl_weight: Schedule | None = None,
@@ -136,14 +141,16 @@ def fit(
         inclusion_lr: learning rate of the inclusion logits, 10 ``lr`` by default: they have to move
             by several units while the weights move by hundredths.
         scale_lr: learning rate of log-normal scales and precisions, 5 ``lr`` by default.
-        optimizer: makes the optimiser from parameter groups that have their ``lr``.
+        optimizer: makes the optimiser from parameter groups that have their ``lr``; Adam by
+            default.
         schedule: factor on the learning rates by progress in [0, 1], see
             :mod:`pyro_sparse.infer.schedules`; ``cosine(hold=0.4)`` by default.
         inclusion_schedule: the same for the inclusion logits, ``schedule`` by default. One that
             ends early decides the units early and keeps them.
-        kl_weight: weight of the KL by progress in [0, 1], ``rising(0.02, hold=0.2, rise=0.4)`` by
-            default: units polarise while the KL is cheap, and the last 40 % of training maximise
-            the evidence lower bound. ``constant()`` is that bound throughout.
+        kl_weight: weight of the KL by progress in [0, 1], by default
+            ``rising(cheap(num_data), hold=0.2, rise=0.4)``: units polarise while the KL is cheap,
+            and the last 40 % of training maximise the evidence lower bound. ``constant()`` is that
+            bound throughout.
         clip_norm: largest norm of the gradient of the loss per example.
         num_particles: draws of the guide a step.
         local_reparameterisation: see :mod:`pyro_sparse.infer.local_reparameterisation`.
@@ -177,7 +184,7 @@ def fit(
             raise ValueError(f"expected a positive {name}, got {value}")
     schedule = schedule or cosine(hold=0.4)
     inclusion_schedule = inclusion_schedule or schedule
-    kl_weight = kl_weight or rising(0.02, hold=0.2, rise=0.4)
+    kl_weight = kl_weight or rising(cheap(model.num_data), hold=0.2, rise=0.4)
     folder = None if out is None else Path(out)
     checkpoint = None if folder is None else folder / "checkpoint" / "last.safetensors"
     if checkpoint is not None and checkpoint.exists() and not resume:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["LEARNING_RATES", "Schedule", "constant", "cosine", "linear", "rising"]
+__all__ = ["LEARNING_RATES", "Schedule", "cheap", "constant", "cosine", "linear", "rising"]
 
 Schedule = Callable[[float], float]
 
@@ -50,6 +50,14 @@ def rising(start: float = 0.0, hold: float = 0.0, rise: float = 0.0) -> Schedule
     if rise == 0:
         return lambda progress: start if progress < hold else 1.0
     return lambda progress: start + (1 - start) * min(1.0, max(0.0, (progress - hold) / rise))
+
+
+def cheap(num_data: int) -> float:
+    """A start for `rising`: the KL weighs as much against each example as with a million of them.
+
+    What decides whether a unit is worth its KL is the KL's weight over the number of examples.
+    """
+    return min(1.0, num_data / 1e6)
 
 
 LEARNING_RATES: dict[str, Callable[[float], Schedule]] = {
