@@ -15,6 +15,7 @@ from pyro_sparse.posterior import plots
 
 
 def main(folder: Path) -> None:
+    """Units over epochs, inclusion probabilities, training curve: three panels."""
     _, _, posterior = experiment.load(folder)
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     figure = Figure(figsize=(13, 3.6), layout="constrained")

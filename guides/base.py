@@ -115,7 +115,7 @@ class GroupGuide(LocalPyroModule):
 
 
 def balanced_scales(
-    lengths: Sequence[int], prunable: Sequence[bool], mean: float = 0.014, spread: float = 4.0
+    lengths: Sequence[int], prunable: Sequence[bool], mean: float = 0.01, spread: float = 4.0
 ) -> list[float]:
     r"""Initial standard deviations by layer that charge units of all layers alike.
 

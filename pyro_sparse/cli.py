@@ -70,7 +70,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--validation",
-            default=0.1,
+            default=0.05,
             show_default=True,
             help="Share of the training set held out for the validation curve.",
         ),

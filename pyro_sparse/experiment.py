@@ -42,18 +42,20 @@ LARGE: dict[str, Any] = {
     "net": "mlp:400-400",
     "epochs": 60,
     "batch_size": 256,
-    "lr": 3e-3,
+    "lr": 6e-3,
+    "lr_hold": 0.5,
     "inclusion_lr": 6e-2,
     "inclusion_hold": 0.1,
     "inclusion_stop": 0.22,
     "kl_hold": 0.13,
-    "kl_rise": 0.13,
+    "kl_rise": 0.5,
 }
 # Little data: a step teaches little, and the KL weighs much against each example.
 SMALL: dict[str, Any] = {
     "epochs": 300,
     "batch_size": 32,
     "lr": 5e-3,
+    "lr_hold": 0.4,
     "inclusion_lr": 3e-2,
     "inclusion_hold": 0.4,
     "inclusion_stop": 1.0,
@@ -103,6 +105,7 @@ class Settings:
     epochs: int
     batch_size: int
     lr: float
+    lr_hold: float
     inclusion_lr: float
     inclusion_hold: float
     inclusion_stop: float
@@ -110,7 +113,6 @@ class Settings:
     kl_rise: float
     scale_lr: float = 2e-2
     schedule: str = "cosine"
-    lr_hold: float = 0.4
     kl_start: float | None = None
     clip_norm: float | None = None
     num_particles: int = 1
@@ -120,7 +122,7 @@ class Settings:
     inclusion_probability: float | str = "layerwise"
     slab_scale: float = 1.0
     prune_inputs: bool = False
-    validation: float = 0.1
+    validation: float = 0.05
     split: int = 0
     seed: int = 0
 

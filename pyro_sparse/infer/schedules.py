@@ -53,11 +53,11 @@ def rising(start: float = 0.0, hold: float = 0.0, rise: float = 0.0) -> Schedule
 
 
 def cheap(num_data: int) -> float:
-    """A start for `rising`: the KL weighs as much against each example as with a million of them.
+    """A start for `rising`: the KL weighs as much against each example as with half a million.
 
     What decides whether a unit is worth its KL is the KL's weight over the number of examples.
     """
-    return min(1.0, num_data / 1e6)
+    return min(1.0, num_data / 5e5)
 
 
 LEARNING_RATES: dict[str, Callable[[float], Schedule]] = {
