@@ -3,7 +3,7 @@
 A sparse linear regression with one coefficient a group and known noise has its exact posterior by
 enumeration of all supports. The same guide is fitted to it with the score-function estimator and
 with both relaxations over temperatures; a fit by the exact gradient of the guide's ELBO shows
-what the guide's family can reach at all. Takes about a minute on one core::
+what the guide's family can reach at all. Takes about a minute and a half on one core::
 
     python -m benchmarks.relaxation_bias
 

@@ -216,6 +216,14 @@ class TestAgainstPyro:
         assert all(parameter.grad is not None for parameter in guide.parameters())
         assert len(pyro.get_param_store()) == 0
 
+    def test_score_and_relaxed_guides_share_their_parameters(self, classifier):
+        """So training may go on with the other estimator; stock mean field has no score term."""
+        model, guide, x, y = classifier("ss-gl", inclusion="score")
+        _, relaxed, _, _ = classifier("ss-gl", initial_inclusion=0.6)
+        guide.load_state_dict(relaxed.state_dict())
+        with own_parameters(model, guide), pytest.raises(NotImplementedError, match="fully rep"):
+            TraceMeanField_ELBO().differentiable_loss(model, guide, x, y)
+
     @pytest.mark.parametrize("name", SPARSE)
     def test_predictive(self, classifier, name):
         model, guide, x, _ = classifier(name)
