@@ -56,7 +56,7 @@ def save(
         raise FileExistsError(f"{directory} is a file, not a folder")
     if directory.exists() and any(directory.iterdir()) and not overwrite:
         raise FileExistsError(
-            f"the folder {directory} is not empty: choose another, or pass overwrite=True"
+            f"the folder {directory} is not empty: choose another, or in Python overwrite=True"
         )
     traced = trace(small)
     architecture, tensors = _describe(traced)
