@@ -53,11 +53,12 @@ def rising(start: float = 0.0, hold: float = 0.0, rise: float = 0.0) -> Schedule
 
 
 def cheap(num_data: int) -> float:
-    """A start for `rising`: the KL weighs as much against each example as with half a million.
+    """A start for `rising`: the KL weighs as much against each example as with 570 000.
 
+    That is a weight of 0.1 on MNIST's 57 000 training examples, where it was set.
     What decides whether a unit is worth its KL is the KL's weight over the number of examples.
     """
-    return min(1.0, num_data / 5e5)
+    return min(1.0, num_data / 570_000)
 
 
 LEARNING_RATES: dict[str, Callable[[float], Schedule]] = {
