@@ -100,7 +100,7 @@ class TestAgainstTheExactPosterior:
         elbo = ELBO(particles)
         draws = [
             gradients(elbo.differentiable_loss(problem, guide), guide)
-            for _ in range(450 // particles)
+            for _ in range(360 // particles)
         ]
         assert within(torch.stack(draws), exact)
 
@@ -157,7 +157,7 @@ class TestAgainstPyro:
         model, guide, x, y = classifier(name)
         ours, stock = ELBO(local_reparameterisation=False), Trace_ELBO()
         differences = []
-        for seed in range(100):
+        for seed in range(60):
             pair = []
             for elbo in (ours, stock):
                 torch.manual_seed(seed)
@@ -173,7 +173,7 @@ class TestAgainstPyro:
         model, guide, x, y = classifier(name)
         elbo = {"ours": ELBO, "mean field": TraceMeanField_ELBO, "trace": Trace_ELBO}[style]()
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), elbo)
-        losses = [svi.step(x, y) for _ in range(40)]
+        losses = [svi.step(x, y) for _ in range(30)]
         assert sum(losses[-10:]) < sum(losses[:10])
 
     def test_stock_svi_on_functions(self, linear_problem, linear_guide):
@@ -256,13 +256,15 @@ class TestSites:
         net = nets.mlp([3, 4, 2])
         model = models.Deterministic(net, x[:1], num_data=6, prior_scale=prior_scale)
         guide = guides.for_model(model)
-        estimate = ELBO().estimate(model, guide, x, y)
+        with torch.no_grad():
+            estimate = ELBO().estimate(model, guide, x, y)
         weights = torch.cat([p.detach().flatten() for p in net.parameters()])
         expected = 0.0
         if prior_scale is not None:
             expected = -float(dist.Normal(0.0, prior_scale).log_prob(weights).sum())
         assert float(estimate.kl) == pytest.approx(expected, rel=1e-5, abs=1e-12)
-        cross_entropy = nn.functional.cross_entropy(net(x), y, reduction="sum")
+        with torch.no_grad():
+            cross_entropy = nn.functional.cross_entropy(net(x), y, reduction="sum")
         assert float(-estimate.log_likelihood) == pytest.approx(float(cross_entropy), rel=1e-5)
         assert set(ELBO().analytic(model, guide, x, y)) == {"fc1.rows", "out.rows"}
 
