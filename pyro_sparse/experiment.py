@@ -63,7 +63,7 @@ SMALL: dict[str, Any] = {
     "kl_rise": 0.4,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {**SMALL, "net": "mlp:100-100", "epochs": 150, "batch_size": 64},
+    "digits": {**SMALL, "net": "mlp:100-100", "epochs": 120, "batch_size": 64},
     "mnist": LARGE,
     "fashion-mnist": LARGE,
 }
