@@ -18,7 +18,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
@@ -242,8 +241,8 @@ def fit(
                         progress={"history": run.history},
                     )  # fmt: skip
                 expected = " ".join(f"{n}:{v:.0f}" for n, v in metrics["expected"].items())
-                state = f"loss {metrics['loss']:.4f}  ELBO/datum {metrics['elbo_per_datum']:.4f}"
-                bar.update(task, advance=1, state=state + (f"  units {expected}" * bool(expected)))
+                state = f"loss {metrics['loss']:.3f} ELBO/datum {metrics['elbo_per_datum']:.3f}"
+                bar.update(task, advance=1, state=state + (f" units {expected}" * bool(expected)))
     return run
 
 
@@ -345,9 +344,8 @@ def _progress_bar(enabled: bool) -> Progress:
     return Progress(
         TextColumn("epoch"),
         MofNCompleteColumn(),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=8),
         TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         disable=not enabled,
     )
