@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -134,8 +135,8 @@ class SparseModel(LocalPyroModule):
 
     def gaussian_rows(self, group: Group) -> Tensor:
         """Rows of a layer that is never pruned: independent ``N(0, output_scale²)``."""
-        zeros = torch.zeros((), device=self.output_scale.device, dtype=self.output_scale.dtype)
-        prior = dist.Normal(zeros, self.output_scale).expand(self.row_shape(group)).to_event(2)
+        zero = torch.zeros_like(self.output_scale)
+        prior = dist.Normal(zero, self.output_scale).expand(self.row_shape(group)).to_event(2)
         return pyro.sample(f"{group.name}.rows", prior)
 
     def input_gate(self) -> Tensor | None:
@@ -168,6 +169,8 @@ class SpikeSlabModel(SparseModel):
         :func:`~pyro_sparse.models.inclusion.layerwise_inclusion_logits`.
     :param inclusion_constant: ``C`` of the layer-wise rule.
     :param slab_scale: standard deviation :math:`σ_0` of the (non-centred) slab.
+
+    Further parameters: see :class:`SparseModel`.
     """
 
     def __init__(
@@ -175,24 +178,12 @@ class SpikeSlabModel(SparseModel):
         net: nn.Module,
         example: Tensor,
         *,
-        likelihood: Likelihood | None = None,
-        num_data: int,
         inclusion_probability: float | str = "layerwise",
         inclusion_constant: float = 1e-9,
         slab_scale: float = 1.0,
-        output_scale: float = 1.0,
-        prune_inputs: bool = False,
-        input_inclusion_probability: float = 0.5,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            net,
-            example,
-            likelihood=likelihood,
-            num_data=num_data,
-            output_scale=output_scale,
-            prune_inputs=prune_inputs,
-            input_inclusion_probability=input_inclusion_probability,
-        )
+        super().__init__(net, example, **shared)
         positive(slab_scale=slab_scale)
         if inclusion_probability == "layerwise":
             layers = self.layers
@@ -200,7 +191,7 @@ class SpikeSlabModel(SparseModel):
             logits = layerwise_inclusion_logits(
                 [self.graph.row_length(group.name) - 1 for group in layers],
                 [group.size for group in layers],
-                num_data,
+                self.num_data,
                 inclusion_constant,
             )
         elif isinstance(inclusion_probability, str):
@@ -217,7 +208,7 @@ class SpikeSlabModel(SparseModel):
 
     def spike_and_slab_rows(self, group: Group) -> Tensor:
         r"""``{group}.rows``: :math:`z_j \tilde w_j`, :math:`\tilde w_j ∼ N(0, σ_0² I)`."""
-        zero = torch.zeros((), device=self.slab_scale.device, dtype=self.slab_scale.dtype)
+        zero = torch.zeros_like(self.slab_scale)
         slab = dist.Normal(zero, self.slab_scale).expand(self.row_shape(group)).to_event(1)
         logits = self.inclusion_logits[self._layer_index[group.name]].expand(group.size)
         return pyro.sample(f"{group.name}.rows", SpikeAndSlab(logits=logits, slab=slab).to_event(1))

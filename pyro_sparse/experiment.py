@@ -17,12 +17,12 @@ import torch
 
 from pyro_sparse import data, export, guides, infer, likelihoods, models, nets, zoo
 from pyro_sparse.export import compact
-from pyro_sparse.posterior import MedianProbability, Posterior, plots
+from pyro_sparse.posterior import MedianProbability, Posterior, accuracy, plots, rmse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = [
     "PruningError",
@@ -182,10 +182,8 @@ def _validation_score(posterior: Posterior, split: data.Split) -> dict[str, floa
         return {}
     prediction = posterior.model.likelihood.natural(posterior.masked(split.x))
     if split.y.is_floating_point():
-        error = (prediction - split.y).square().mean().sqrt()
-        return {"validation_rmse": float(error)}
-    correct = (prediction.argmax(-1) == split.y).double().mean()
-    return {"validation_accuracy": float(correct)}
+        return {"validation_rmse": rmse(prediction, split.y)}
+    return {"validation_accuracy": accuracy(prediction, split.y)}
 
 
 def run(
@@ -312,9 +310,6 @@ def summarise(settings: Settings, posterior: Posterior, dataset: data.Dataset) -
         scores = posterior.evaluate(
             dataset.test.x, dataset.test.y, keep=keep, target_scale=float(scale)
         )
-    with torch.no_grad():
-        inputs = dataset.test.x[:1024]
-        difference = (posterior.masked(inputs, keep) - small(inputs)).abs().max()
     dense = _dense_network(posterior)
     hidden = [group for group in posterior.model.layers if group.prunable]
     names = [group.group for group in groups] or [group.name for group in hidden]
@@ -331,9 +326,18 @@ def summarise(settings: Settings, posterior: Posterior, dataset: data.Dataset) -
         "units": {name: posterior.model.graph[name].size for name in names},
         "kept": {name: int(keep[name].sum()) for name in names},
         "undecided": {group.group: group.undecided for group in groups} or dict.fromkeys(names, 0),
-        "max_abs_diff_masked_compact": float(difference),
+        "max_abs_diff_masked_compact": _difference(posterior, keep, small, dataset),
         **scores,
     }
+
+
+@torch.no_grad()
+def _difference(
+    posterior: Posterior, keep: Mapping[str, Tensor], small: nn.Module, dataset: data.Dataset
+) -> float:
+    """Largest absolute difference between masked and compact network on test inputs."""
+    inputs = dataset.test.x[:1024]
+    return float((posterior.masked(inputs, keep) - small(inputs)).abs().max())
 
 
 def _dense_network(posterior: Posterior) -> nn.Module:
@@ -401,16 +405,13 @@ def write_export(
     settings, dataset, posterior = load(folder, root)
     keep = posterior.keep(MedianProbability(threshold))
     small = compact(posterior, keep)
-    with torch.no_grad():
-        inputs = dataset.test.x[:1024]
-        difference = float((posterior.masked(inputs, keep) - small(inputs)).abs().max())
     done = {
         "model": settings.model,
         "kept": {name: int(mask.sum()) for name, mask in keep.items()},
         "units": {group.name: group.size for group in posterior.model.graph},
         "parameters": nets.count_parameters(small),
-        "macs": nets.count_macs(small, inputs[:1]),
-        "max_abs_diff_masked_compact": difference,
+        "macs": nets.count_macs(small, dataset.test.x[:1]),
+        "max_abs_diff_masked_compact": _difference(posterior, keep, small, dataset),
     }
     export.save(
         small,

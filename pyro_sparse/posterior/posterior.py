@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
+from pyro_sparse.graph import evaluating
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
@@ -138,20 +138,10 @@ class Posterior:
         gate = keep.get("input")
         if gate is not None and not bool(gate.all()):
             x = self.model.graph.gate_inputs(x, gate.to(x))
-        with self._evaluating():
+        with evaluating(self.model.net):
             return functional_call(self.model.net, self.masked_parameters(keep), (x,))
 
     # -- predictions -------------------------------------------------------------------------------
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.model.net.modules()]
-        self.model.net.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
     @torch.no_grad()
     def draws(
@@ -173,7 +163,7 @@ class Posterior:
         if num_samples < 1:
             raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
         with (
-            self._evaluating(),
+            evaluating(self.model.net),
             own_parameters(self.model, self.guide),
             pyro.validation_enabled(False),
         ):
