@@ -1,14 +1,16 @@
 """Groups, and how their parameters become rows and back.
 
-Convention: unit ``j`` of a slice owns the entries ``j·block … (j+1)·block − 1`` of the parameter's
-dimension ``dim``. A group's *rows* are the writers' slices, one unit a row, weight first and bias
-last.
+Convention: unit ``j`` of a slice owns ``block`` entries of the parameter's dimension ``dim``: those
+numbered ``j·block … (j+1)·block − 1``, or, of a slice with an ``index``, the entries that these
+places of the index name. A group's *rows* are the writers' slices, one unit a row, in the order of
+the forward pass: weight, bias, the scale and shift of a normalisation, further writers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,17 +20,30 @@ __all__ = ["Graph", "Group", "ParameterSlice", "ReaderSlice"]
 
 @dataclass(frozen=True)
 class ParameterSlice:
-    """A group's units along dimension ``dim`` of a parameter, ``block`` consecutive entries each.
+    """A group's units along dimension ``dim`` of a parameter, ``block`` entries each.
 
-    ``block`` is 1 but where channels were flattened before a linear layer (height times width).
+    block: 1 but where channels were flattened before a linear layer (height times width), or a unit
+        is a head or a group of a grouped convolution.
+    index: the entries in the units' order; None where they are all entries in order.
+    gates: whether multiplying the slice multiplies the unit's output: true of the last layer and
+        of the scale and shift of a normalisation; not of a convolution before a normalisation,
+        which divides any factor out again.
     """
 
     parameter: str
     dim: int
     block: int = 1
+    index: tuple[int, ...] | None = None
+    gates: bool = True
 
     def __str__(self) -> str:
         return self.parameter if self.block == 1 else f"{self.parameter} (×{self.block})"
+
+    def entries(self, size: int) -> Tensor:
+        """The entries of a group of ``size`` units, ``(size · block,)``."""
+        if self.index is None:
+            return torch.arange(size * self.block)
+        return torch.tensor(self.index)
 
 
 @dataclass(frozen=True)
@@ -47,17 +62,24 @@ class ReaderSlice(ParameterSlice):
 
 @dataclass(frozen=True)
 class Group:
-    """The units that one layer writes (or the input features), and everything that they touch.
+    """Units that are written by the same layers, and everything that they touch.
 
-    name: dotted name of the writing module; ``"input"`` for the input features.
+    A residual stream is one group, whose rows hold the parameters of all layers that write to it.
+    Where a layer's units are written by different sets of layers (a shortcut with fewer channels),
+    each set has a group of its own.
+
+    name: dotted name of the first writing module, with ``:0``, ``:1``, ... where it has several
+        groups; ``"input"`` for the input features.
     size: number of units.
-    kind: ``"linear"``, ``"conv"`` or ``"input"``.
+    kind: ``"linear"``, ``"conv"``, ``"heads"``, ``"norm"``, ``"embedding"``, ``"input"``, or
+        ``"parameter"``: parameters that are trained but have no units.
     writers: slices that make up the rows; none for the input.
     readers: slices that read the units.
     prunable: whether single units can be removed.
     reason: why not, in one sentence; empty if prunable.
-    node: name of the ``torch.fx`` node at whose output the units first appear.
-    dim: the dimension of that output in which they lie.
+    node: of the input, name of the ``torch.fx`` node at whose output its units lie in one
+        dimension; empty for others.
+    dim: that dimension.
     shared: whether its parameters are used more than once in a forward pass.
     """
 
@@ -68,8 +90,8 @@ class Group:
     readers: tuple[ReaderSlice, ...]
     prunable: bool
     reason: str
-    node: str
-    dim: int
+    node: str = ""
+    dim: int = 1
     shared: bool = False
 
 
@@ -80,12 +102,14 @@ class Graph:
     shapes: shape of every parameter that stands in some group's rows.
     ungrouped: the parameters that stand in none, and why.
     aliases: further names of grouped parameters (tied weights), and the name used here.
+    example: shape and type of the inputs that the network was traced with.
     """
 
     groups: tuple[Group, ...]
     shapes: Mapping[str, torch.Size]
     ungrouped: Mapping[str, str]
     aliases: Mapping[str, str]
+    example: tuple[tuple[torch.Size, torch.dtype], ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -102,10 +126,43 @@ class Graph:
                 return group
         raise KeyError(f"no group {name!r}; there are {', '.join(g.name for g in self.groups)}")
 
+    @functools.cached_property
+    def _layout(self) -> dict[str, list[tuple[int, int, ParameterSlice]]]:
+        """First and last column of every slice in its group's rows, by group."""
+        layout = {}
+        for group in self:
+            start, columns = 0, []
+            for writer in group.writers:
+                shape = self.shapes[writer.parameter]
+                each = shape.numel() // shape[writer.dim] * writer.block if shape else 1
+                columns.append((start, start + each, writer))
+                start += each
+            layout[group.name] = columns
+        return layout
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, list[tuple[str, int, int, ParameterSlice]]]:
+        """Where the numbers of every parameter stand: group, first and last column, slice."""
+        parts: dict[str, list[tuple[str, int, int, ParameterSlice]]] = {}
+        for name, columns in self._layout.items():
+            for start, stop, writer in columns:
+                parts.setdefault(writer.parameter, []).append((name, start, stop, writer))
+        return parts
+
+    @functools.cached_property
+    def _order(self) -> dict[str, Tensor]:
+        """For parameters in several parts or out of order: their entries' places in the parts."""
+        order = {}
+        for parameter, parts in self._parts.items():
+            if len(parts) > 1 or parts[0][3].index is not None:
+                entries = [part.entries(self[name].size) for name, _, _, part in parts]
+                order[parameter] = torch.cat(entries).argsort()
+        return order
+
     def row_length(self, name: str) -> int:
-        """Numbers in a row of group ``name``: incoming weights, and the bias where there is one."""
-        group = self[name]
-        return sum(self.shapes[w.parameter].numel() for w in group.writers) // max(group.size, 1)
+        """Numbers in a row of group ``name``: weights, biases, scales and shifts of all writers."""
+        columns = self._layout[self[name].name]
+        return columns[-1][1] if columns else 0
 
     def rows(self, parameters: Mapping[str, Tensor], name: str) -> Tensor:
         """The rows of group ``name``, shape ``(units, row length)``.
@@ -116,43 +173,76 @@ class Graph:
         group = self[name]
         if not group.writers:
             raise ValueError(f"group {name!r} has no parameters of its own, hence no rows")
-        return torch.cat(
-            [
-                parameters[w.parameter].movedim(w.dim, 0).reshape(group.size, -1)
-                for w in group.writers
-            ],
-            dim=1,
-        )
+        parts = []
+        for writer in group.writers:
+            value = parameters[writer.parameter]
+            value = value.movedim(writer.dim, 0) if value.ndim else value.reshape(1)
+            if writer.index is not None:
+                value = value[writer.entries(group.size).to(value.device)]
+            parts.append(value.reshape(group.size, -1))
+        return torch.cat(parts, dim=1)
 
     def parameters(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters with the given rows, by name: the inverse of :meth:`rows`.
 
-        Only slices, reshapes and moves dimensions, so that tensor subclasses pass.
+        Where a parameter stands in one group and in order, it is only sliced and reshaped, so that
+        tensor subclasses pass.
 
-        :param rows: for any of the groups, a tensor ``(units, row length)``.
+        :param rows: for any of the groups, a tensor ``(units, row length)``; parameters that stand
+            in a group that is not given as well are left out.
         :raises ValueError: where a shape is another.
         """
-        parameters = {}
         for name, value in rows.items():
-            group = self[name]
-            expected = (group.size, self.row_length(name))
+            expected = (self[name].size, self.row_length(name))
             if tuple(value.shape) != expected:
                 raise ValueError(
                     f"expected rows of shape {expected} (units, row length) for group {name!r}, "
                     f"got {tuple(value.shape)}"
                 )
-            start = 0
-            for writer in group.writers:
-                shape = list(self.shapes[writer.parameter])
-                stop = start + self.shapes[writer.parameter].numel() // group.size
-                shape.insert(0, shape.pop(writer.dim))
-                part = value[:, start:stop].reshape(shape)
-                parameters[writer.parameter] = part.movedim(0, writer.dim) if writer.dim else part
-                start = stop
+        parameters = {}
+        for parameter, parts in self._parts.items():
+            if not all(name in rows for name, _, _, _ in parts):
+                continue
+            shape = list(self.shapes[parameter])
+            dim = parts[0][3].dim
+            if shape:
+                shape.insert(0, shape.pop(dim))
+            values = []
+            for name, start, stop, writer in parts:
+                size = [self[name].size * writer.block, *shape[1:]] if shape else []
+                values.append(rows[name][:, start:stop].reshape(size))
+            value = values[0]
+            if parameter in self._order:
+                order = self._order[parameter].to(value.device)
+                value = torch.cat(values)[order] if len(values) > 1 else value[order]
+            parameters[parameter] = value.movedim(0, dim) if dim else value
         for alias, name in self.aliases.items():
             if name in parameters:
                 parameters[alias] = parameters[name]
         return parameters
+
+    @functools.cached_property
+    def _gates(self) -> dict[str, Tensor]:
+        """Which columns of the rows a gate multiplies, ``(row length,)`` bool by group."""
+        gates = {}
+        for name, columns in self._layout.items():
+            gates[name] = torch.zeros(self.row_length(name), dtype=torch.bool)
+            for start, stop, writer in columns:
+                gates[name][start:stop] = writer.gates
+        return gates
+
+    def gate_rows(self, name: str, rows: Tensor, gate: Tensor) -> Tensor:
+        """``rows`` of group ``name`` such that the units' outputs are multiplied by ``gate``.
+
+        Only the slices that gate are multiplied (:attr:`ParameterSlice.gates`).
+
+        :param rows: ``(units, row length)``.
+        :param gate: ``(units,)``.
+        """
+        gating, gate = self._gates[self[name].name], gate.unsqueeze(-1)
+        if gating.all():
+            return rows * gate
+        return rows * torch.where(gating.to(gate.device), gate, torch.ones_like(gate))
 
     def gate_inputs(self, inputs: Tensor, gate: Tensor) -> Tensor:
         """``inputs`` times a gate on the units of the group ``"input"``.
@@ -218,11 +308,15 @@ class Graph:
                 if writer.parameter not in masked:
                     continue
                 value = masked[writer.parameter]
-                mask = masks[group.name].repeat_interleave(writer.block).to(value.device)
+                if masks[group.name].all():
+                    continue
+                mask = torch.ones(value.shape[writer.dim], dtype=torch.bool)
+                kept = masks[group.name].repeat_interleave(writer.block)
+                mask[writer.entries(group.size)] = kept
                 shape = [1] * value.ndim
                 shape[writer.dim] = -1
                 # where, not a product: an excluded unit's infinite weight must not become NaN.
-                masked[writer.parameter] = value.where(mask.reshape(shape), 0)
+                masked[writer.parameter] = value.where(mask.reshape(shape).to(value.device), 0)
         for alias, name in self.aliases.items():
             if alias in masked and name in masked:
                 masked[alias] = masked[name]
@@ -253,8 +347,3 @@ class Graph:
             text += ["", "parameters in no group:"]
             text += [f"  {name}: {reason}" for name, reason in self.ungrouped.items()]
         return "\n".join(text)
-
-
-def blocked(group: Group, reason: str) -> Group:
-    """``group`` as not prunable; the first reason stays."""
-    return group if not group.prunable else replace(group, prunable=False, reason=reason)
