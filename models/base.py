@@ -95,7 +95,7 @@ class SparseModel(LocalPyroModule):
             listed = "; ".join(f"{name}: {reason}" for name, reason in graph.ungrouped.items())
             raise ValueError(
                 f"some parameters of {type(net).__name__} stand in no group and would never be "
-                f"trained ({listed}); replace these layers by linear or convolution layers"
+                f"trained ({listed}); remove them from the network"
             )
         self.graph = graph
         self.example_shape = tuple(example.shape)

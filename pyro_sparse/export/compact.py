@@ -419,11 +419,7 @@ class _Compaction:
 
     def _reads(self, step: Step) -> bool:
         """Whether a node reads columns of a weight."""
-        if step.module is None:
-            return False
-        weights = {id(value) for value in step.module.parameters()}
-        names = {self.walk.names[id_] for id_ in weights if id_ in self.walk.names}
-        return any(read.name in names for read in self.walk.reads)
+        return any(read.node is step.node for read in self.walk.reads)
 
     def _status(self, removal: Removal) -> dict[fx.Node, str]:
         """Nodes of which nothing is left, ``"empty"``, or that are ``"constant"`` now."""
@@ -449,9 +445,8 @@ class _Compaction:
         """Whether an attention has lost all its heads."""
         if not isinstance(step.module, nn.MultiheadAttention):
             return False
-        name = self.walk.names.get(id(step.module.out_proj.weight))
-        uses = [use for use in self.walk.uses if use.name == name and use.kind == "column"]
-        return all(not removal.stays(use.labels).any() for use in uses)
+        heads = [read.labels for read in self.walk.reads if read.node is step.node]
+        return bool(heads) and not removal.stays(heads[-1]).any()
 
     def _constants(self, removal: Removal, status: Mapping[fx.Node, str]) -> dict[fx.Node, Tensor]:
         """The values of constant nodes, from the masked network."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .rules import MOVEMENTS, SHAPES, SPLITS, Step, Walk, argument, pad_sizes, padding, rule_of
-from .units import KEPT, Value
+from .units import KEPT, Blocked, Value
 
 __all__ = ["Call", "Removal"]
 
@@ -36,7 +36,6 @@ class Removal:
 
     def __init__(self, walk: Walk, gone: Tensor) -> None:
         self.walk = walk
-        self.blocked = walk.atoms.blocked()
         units = torch.zeros(len(walk.atoms.parent), dtype=torch.bool)
         units[gone] = True
         self.gone = units
@@ -124,7 +123,9 @@ class Removal:
     def _run(self, step: Step, call: Call | None) -> Any:
         def value_of(node: fx.Node) -> Any:
             value = self.walk.values.get(node)
-            return self.left(value) if isinstance(value, Value) else self.walk.numbers.get(node)
+            if isinstance(value, Value):
+                return self.left(value).contiguous()
+            return self.walk.numbers.get(node)
 
         if call is None:
             call = Call(step.node.op, step.node.target, step.node.args, step.node.kwargs)
@@ -246,11 +247,11 @@ class Removal:
         return Call("call_function", step.node.target, (step.node.args[0], key), {})
 
 
-def varying(walk: Walk, value: Value, blocked: dict[int, str]) -> list[int]:
-    """The dimensions along which the units of a value that may go vary."""
+def varying(walk: Walk, value: Value, blocked: Blocked | None = None) -> list[int]:
+    """The dimensions along which the units of a value vary, the blocked ones all taken as one."""
     roots = walk.atoms.find(value.labels)
-    if blocked:
-        roots = roots.masked_fill(torch.isin(roots, torch.tensor(list(blocked))), KEPT)
+    if blocked is not None:
+        roots = roots.masked_fill(blocked.among(roots), KEPT)
     return [
         dim
         for dim in range(roots.ndim)

@@ -76,10 +76,14 @@ class Use:
 class Read:
     """One time that a layer reads units.
 
+    node: the layer.
+    name, dim: the parameter that it reads with, and that parameter's dimension of columns.
+    labels: atom of each column.
     emission: what its columns read from excluded units, ``(columns, entries)``, compressed.
     padded: whether the layer pads with zeros, so that a constant is not one at the borders.
     """
 
+    node: fx.Node
     name: str
     dim: int
     labels: Tensor
@@ -275,7 +279,7 @@ class Step:
         self.walk.use(tensor, column, labels, "column", self.name)
         emission = compressed(value.along(dim)[1].expand(len(labels), -1))
         name = self.walk.names[id(tensor)]
-        self.walk.reads.append(Read(name, column, labels, emission, padded))
+        self.walk.reads.append(Read(self.node, name, column, labels, emission, padded))
         self.walk.mark(value)
 
     def written(self, atoms: Tensor, dim: int) -> Value:
@@ -302,8 +306,15 @@ def rule(*targets: object) -> Callable[[Rule], Rule]:
 
 
 def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
-    """The rule for a node; None where there is none."""
-    return RULES.get(node.target if module is None else type(module))
+    """The rule for a node; None where there is none.
+
+    Functions of packages that are not imported here are registered by their dotted names.
+    """
+    target = node.target if module is None else type(module)
+    found = RULES.get(target)
+    if found is None and callable(target):
+        found = RULES.get(f"{target.__module__}.{getattr(target, '__name__', '')}")
+    return found
 
 
 def argument(step: Step, name: str, position: int, default: Any) -> Any:
@@ -375,6 +386,7 @@ def embedding(step: Step) -> Value:
     assert isinstance(step.module, nn.Embedding)
     if step.module.max_norm is not None:
         raise Unsupported(f"{step} renormalises its rows")
+    step.walk.atoms.block(step.source.labels, f"{step} takes them as numbers of its rows")
     return step.written(step.rows(1, "weight"), len(step.shape) - 1)
 
 
@@ -406,6 +418,12 @@ def normalisation(step: Step) -> Value:
     rows = step.rows(0, "weight", "bias")
     step.walk.tie(rows, channels, f"some of the channels that {step} normalises are no units")
     return step.written(rows, 1)
+
+
+@rule(nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+def normalisation_over_units(step: Step) -> Value:
+    """Statistics over several units change when one of them goes."""
+    raise Unsupported(f"{step} normalises over several units: without one the others would change")
 
 
 @rule(nn.PReLU)
@@ -462,7 +480,7 @@ def multihead_attention(step: Step) -> Any:
     weight = module.out_proj.weight
     step.walk.use(weight, 1, attended, "column", step.name)
     name, nothing = step.walk.names[id(weight)], torch.zeros(1, 1).to(output)
-    step.walk.reads.append(Read(name, 1, attended, nothing, padded=False))
+    step.walk.reads.append(Read(step.node, name, 1, attended, nothing, padded=False))
     # Only the values are multiplied; scaled queries and keys change where a head looks.
     step.walk.marked.append(attended)
     projection = replace(inner, module=module.out_proj)
@@ -584,10 +602,18 @@ def aligned(labels: Tensor, rank: int) -> Tensor:
 
 
 @rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-@rule(nn.FeatureAlphaDropout, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+@rule(
+    "torchvision.ops.stochastic_depth.stochastic_depth",
+    nn.FeatureAlphaDropout,
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+)
 def passing(step: Step) -> Value:
     """Nothing happens in eval mode."""
-    if step.module is None and argument(step, "training", 2, True):
+    place = 3 if getattr(step.node.target, "__name__", "") == "stochastic_depth" else 2
+    if step.module is None and argument(step, "training", place, True):
         raise Unsupported(f"{step} drops units at random in eval mode too")
     return step.value(step.source.labels, step.emitted())
 
@@ -678,8 +704,9 @@ def movement(*targets: object) -> None:
 
 def moving(step: Step) -> Any:
     """Entries move: the labels move with them."""
-    labels = step.call(lambda value: value.full_labels())
-    emissions = step.call(lambda value: value.full_emission())
+    # A view of what is laid out otherwise would not be one.
+    labels = step.call(lambda value: value.full_labels().contiguous())
+    emissions = step.call(lambda value: value.full_emission().contiguous())
     opened = torch.cat([value.open for value in step.inputs])
     if isinstance(labels, Tensor):
         return Value(labels.shape, compressed(labels), compressed(emissions), opened)

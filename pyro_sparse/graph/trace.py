@@ -22,6 +22,8 @@ __all__ = ["Analysis", "UntraceableError", "analyse", "evaluating", "groups", "t
 
 INPUT = "input"
 TRIALS = 3
+LARGEST_DIRECT = 2**18
+"""Entries of a parameter that is used outside of a layer, up to which its units are followed."""
 
 
 class UntraceableError(ValueError):
@@ -260,7 +262,8 @@ class _Run(fx.Interpreter):
     def _attribute(self, node: fx.Node, value: Any) -> Value:
         """A parameter, whose entries may become units' rows; a buffer, whose may be cut."""
         name = self.walk.names.get(id(value))
-        if name is None:
+        # What adds to a stream or scales it is small; a matrix is read by functions without a rule.
+        if name is None or value.numel() > LARGEST_DIRECT:
             return Value(value.shape, torch.full([1] * value.ndim, KEPT), compressed(value))
         trained = self.trained(value, name)
         if name not in self.direct:
@@ -357,7 +360,7 @@ def _place_input(analysis: Analysis) -> None:
         return
     node = placeholders[0]
     steps = {step.node: step for step in analysis.steps}
-    while len(varying(walk, walk.values[node], {})) > 1:
+    while len(varying(walk, walk.values[node])) > 1:
         users = list(node.users)
         step = steps.get(users[0]) if len(users) == 1 else None
         rule = None if step is None else rule_of(step.node, step.module)
@@ -389,7 +392,7 @@ def _check(analysis: Analysis) -> None:
     # Try to remove some units, several times: what moves entries must move those that are left.
     generator = torch.Generator().manual_seed(0)
     for _ in range(TRIALS):
-        free = torch.tensor(sorted(_removable(analysis)), dtype=torch.int64)
+        free = _removable(analysis)
         gone = free[torch.rand(len(free), generator=generator) < 0.5]
         while True:
             removal = Removal(walk, gone)
@@ -406,7 +409,7 @@ def _check(analysis: Analysis) -> None:
             else:
                 break
             blocked = walk.atoms.blocked()
-            gone = gone[[int(unit) not in blocked for unit in gone]]
+            gone = gone[~blocked.among(gone)]
 
 
 def _parts(value: Any) -> tuple[Value, ...]:
@@ -415,14 +418,12 @@ def _parts(value: Any) -> tuple[Value, ...]:
     return tuple(part for part in value or () if isinstance(part, Value))
 
 
-def _removable(analysis: Analysis) -> set[int]:
+def _removable(analysis: Analysis) -> Tensor:
     """Units with rows, and the input's, that are not blocked."""
     walk = analysis.walk
-    units = set(analysis.input_units().tolist())
-    for use in walk.uses:
-        if use.kind == "row":
-            units |= set(analysis.unit(use).tolist())
-    return units - walk.atoms.blocked().keys() - {KEPT}
+    rows = [analysis.unit(use) for use in walk.uses if use.kind == "row"]
+    units = torch.cat([analysis.input_units(), *rows]).unique()
+    return units[~walk.atoms.blocked().among(units)]
 
 
 def _check_input(analysis: Analysis) -> None:
@@ -676,7 +677,7 @@ class _Gathered:
         shape, anchor = examples[0].shape, analysis.anchor
         dim = 1
         if anchor is not None:
-            dims = varying(self.walk, self.walk.values[anchor], {})
+            dims = varying(self.walk, self.walk.values[anchor])
             dim = dims[0] if dims else 1
         size = len(units)
         if not reasons and anchor is not None:

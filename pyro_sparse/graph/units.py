@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["KEPT", "Atoms", "Value", "compressed"]
+__all__ = ["KEPT", "Atoms", "Blocked", "Value", "compressed"]
 
 KEPT = -1
 """The label of entries that belong to no unit: they always stay."""
+NO_REASON = np.iinfo(np.int64).max
 
 
 class Atoms:
@@ -32,13 +33,15 @@ class Atoms:
     def __init__(self) -> None:
         self.parent = np.zeros(0, dtype=np.int64)
         self.loose = np.zeros(0, dtype=bool)
-        self.reasons: dict[int, str] = {}  # by atom, in the order in which they were found
+        self.reasons: list[str] = []  # in the order in which they were found
+        self.why = np.zeros(0, dtype=np.int64)  # place of an atom's reason; large where none
 
     def new(self, count: int, *, loose: bool = False) -> Tensor:
         """Labels of ``count`` new atoms, ``(count,)``."""
         start = len(self.parent)
         self.parent = np.concatenate([self.parent, np.arange(start, start + count)])
         self.loose = np.concatenate([self.loose, np.full(count, loose)])
+        self.why = np.concatenate([self.why, np.full(count, NO_REASON)])
         return torch.arange(start, start + count)
 
     def _roots(self, labels: np.ndarray) -> np.ndarray:
@@ -79,16 +82,16 @@ class Atoms:
 
     def block(self, labels: Tensor, reason: str) -> None:
         """The units of these labels may not be removed; a unit's first reason stays."""
-        for root in self.find(labels).unique().tolist():
-            if root >= 0:
-                self.reasons.setdefault(root, reason)
+        roots = self.find(labels).unique().numpy()
+        roots = roots[roots >= 0]
+        self.why[roots] = np.minimum(self.why[roots], len(self.reasons))
+        self.reasons.append(reason)
 
-    def blocked(self) -> dict[int, str]:
-        """The reason by unit, for the units that may not be removed."""
-        reasons: dict[int, str] = {}
-        for atom, reason in self.reasons.items():
-            reasons.setdefault(int(self._roots(np.array([atom]))[0]), reason)
-        return reasons
+    def blocked(self) -> Blocked:
+        """The units that may not be removed, and why."""
+        why = np.full(len(self.parent), NO_REASON)
+        np.minimum.at(why, self._roots(np.arange(len(self.parent))), self.why)
+        return Blocked(why, self.reasons)
 
     def tie_along(self, labels: Tensor, reason: str) -> Tensor:
         """One label for each row of ``labels`` ``(rows, entries)``, tying those of a row.
@@ -115,6 +118,30 @@ class Atoms:
             self.block(labels, reason)
             return torch.full_like(first, KEPT)
         return first
+
+
+class Blocked:
+    """The units that may not be removed, each with its reason.
+
+    :param why: by unit, the place of its reason in ``reasons``; :data:`NO_REASON` where none.
+    """
+
+    def __init__(self, why: np.ndarray, reasons: list[str]) -> None:
+        self.why, self.reasons = why, reasons
+
+    def __len__(self) -> int:
+        return int((self.why != NO_REASON).sum())
+
+    def __contains__(self, unit: object) -> bool:
+        return isinstance(unit, int) and bool(self.why[unit] != NO_REASON)
+
+    def __getitem__(self, unit: int) -> str:
+        return self.reasons[self.why[unit]]
+
+    def among(self, units: Tensor) -> Tensor:
+        """Which of these units, as labels, are blocked; :data:`KEPT` counts as blocked."""
+        known = torch.from_numpy(self.why != NO_REASON)
+        return (units < 0) | known[units.clamp(min=0)] if len(known) else units < 0
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,10 @@ def test_branches():
     net.norm.running_var.uniform_(0.5, 2)
     x = probes(3, 8, 8)
     graph = groups(net, x)
-    assert [group.name for group in graph if group.prunable] == ["input", "stem", "fc"]
+    assert [g.name for g in graph if g.prunable] == ["input", "stem", "left", "fc"]
+    assert [w.parameter for w in graph["left"].writers] == [
+        *("left.weight", "left.bias", "right.weight", "right.bias", "norm.weight", "norm.bias"),
+    ]
     small = check(net, x, inputs=True, share=0.5)
     # Both readers take the constant unit that one of them needs.
     assert small.left.in_channels == small.right.in_channels == len(small.stem.weight)

@@ -219,8 +219,9 @@ def test_constant_inclusion_probability():
 
 @pytest.mark.parametrize("cls", ALL)
 def test_parameters_in_no_group_are_refused(cls):
-    net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
-    with pytest.raises(ValueError, match=r"1\.weight.*replace these layers"):
+    net = mlp([3, 5, 2])
+    net.register_parameter("unused", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(ValueError, match=r"unused: not used.*would never be trained"):
         cls(net, torch.randn(4, 3), num_data=9)
 
 
