@@ -350,7 +350,7 @@ class _Compaction:
                 if 0 in cuts[weight]:
                     value = value.index_select(0, cuts[weight][0])
             _place(self.small, self.graph, name, value)
-        for use in self.walk.uses:
+        for use in {use.name: use for use in self.walk.uses}.values():
             if use.kind == "buffer":
                 value = _own(self.small, use.name).index_select(use.dim, cuts[use.name][use.dim])
                 owner, _, leaf = use.name.rpartition(".")

@@ -265,17 +265,14 @@ class _Run(fx.Interpreter):
         # What adds to a stream or scales it is small; a matrix is read by functions without a rule.
         if name is None or value.numel() > LARGEST_DIRECT:
             return Value(value.shape, torch.full([1] * value.ndim, KEPT), compressed(value))
-        trained = self.trained(value, name)
+        trained = isinstance(value, nn.Parameter)
         if name not in self.direct:
             labels = self.walk.atoms.new(value.numel(), loose=True).reshape(value.shape)
             self.direct[name] = (value, labels, "row" if trained else "buffer")
         labels = self.direct[name][1]
         emission = torch.zeros([1] * value.ndim).to(value) if trained else compressed(value)
-        return Value(value.shape, labels, emission, labels.unique() if trained else labels[:0])
-
-    def trained(self, value: Tensor, name: str) -> bool:
-        """Whether an attribute is a parameter; of a model's network, these are buffers as well."""
-        return isinstance(value, nn.Parameter)
+        opened = labels.unique() if trained else labels.reshape(-1)[:0]
+        return Value(value.shape, labels, emission, opened)
 
     def _number(self, step: Step, output: Any) -> None:
         """A number, or several: it may depend on how many units there are."""

@@ -1,8 +1,23 @@
 """Reference architectures as plain ``nn.Module``, and what a network costs. No Pyro in here."""
 
+from .attention import Attention
 from .build import build
 from .cost import count_macs, count_parameters
 from .lenet import lenet5_caffe
 from .mlp import ACTIVATIONS, mlp
+from .resnet import resnet
+from .vgg import vgg
+from .vit import vit
 
-__all__ = ["ACTIVATIONS", "build", "count_macs", "count_parameters", "lenet5_caffe", "mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "Attention",
+    "build",
+    "count_macs",
+    "count_parameters",
+    "lenet5_caffe",
+    "mlp",
+    "resnet",
+    "vgg",
+    "vit",
+]

@@ -15,10 +15,21 @@ from pyro_sparse.names import nearest
 
 from .lenet import lenet5_caffe
 from .mlp import mlp
+from .resnet import resnet
+from .vgg import vgg
+from .vit import vit
 
 __all__ = ["build"]
 
-NAMES = ("mlp:400-400", "lenet5-caffe", "package.module:factory")
+RESNETS = {
+    f"resnet{depth}{option}": (depth, "B" if option else "A")
+    for depth in (20, 32, 44, 56, 110)
+    for option in ("", "-b")
+}
+NAMES = (
+    *("mlp:400-400", "lenet5-caffe", "vgg", "resnet20", "resnet32", "resnet56", "resnet20-b"),
+    *("vit", "package.module:factory"),
+)
 
 
 def build(
@@ -28,6 +39,10 @@ def build(
 
     * ``mlp:400-400``: hidden layers of these widths (``mlp:`` alone has none);
     * ``lenet5-caffe``: for square images;
+    * ``vgg``: VGG-16 with batch normalisation, in the form for images of 32×32 pixels;
+    * ``resnet20``, ``resnet32``, ``resnet44``, ``resnet56``, ``resnet110``: shortcuts that pad with
+      zeros; ``resnet20-b``, ...: projections;
+    * ``vit``: a small vision transformer, for square images whose size is a multiple of 4;
     * ``package.module:factory``: whatever the function returns. Of the keywords ``input_shape``,
       ``outputs``, ``num_classes`` and ``activation`` it is given those that it names.
 
@@ -44,14 +59,24 @@ def build(
         if not all(width.isdecimal() and int(width) > 0 for width in widths):
             raise ValueError(f"expected widths such as mlp:400-400, got {spec!r}")
         return mlp([math.prod(input_shape), *map(int, widths), outputs], **chosen)
-    if spec == "lenet5-caffe":
+    if spec in ("lenet5-caffe", "vgg", "vit", *RESNETS):
         if len(input_shape) != 3 or input_shape[1] != input_shape[2]:
             raise ValueError(
-                "lenet5-caffe needs square images (channels, size, size), the data's inputs have "
+                f"{spec} needs square images (channels, size, size), the data's inputs have "
                 f"shape {tuple(input_shape)}"
             )
         channels, size, _ = input_shape
-        return lenet5_caffe(in_channels=channels, classes=outputs, size=size, **chosen)
+        shared = {"in_channels": channels, "classes": outputs, **chosen}
+        if spec == "lenet5-caffe":
+            return lenet5_caffe(size=size, **shared)
+        if spec == "vit":
+            return vit(size=size, **shared)
+        if spec == "vgg":
+            if size < 16:
+                raise ValueError(f"vgg needs images of at least 16×16 pixels, got {size}×{size}")
+            return vgg(**shared)
+        depth, option = RESNETS[spec]
+        return resnet(depth, option=option, **shared)
     if colon and tail and head.replace(".", "_").isidentifier() and tail.isidentifier():
         return _from_factory(spec, head, tail, input_shape, outputs, chosen)
     raise ValueError(nearest("net", spec, NAMES))

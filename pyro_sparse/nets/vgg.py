@@ -26,7 +26,7 @@ def vgg(
 
     ``conv1``, ``norm1``, ``act1``, ``conv2``, ..., ``pool``, ``flatten``, ``fc``, ``normfc``,
     ``actfc``, ``out``. The default is VGG-16 for images of 32×32 pixels: 13 convolutions, one
-    hidden layer of 512 units, 14,991,946 parameters and 313,468,928 MACs.
+    hidden layer of 512 units, 14,987,210 parameters and 313,463,808 MACs.
 
     Source: Simonyan and Zisserman, ICLR 2015; the CIFAR form: Li et al., *Pruning filters for
     efficient ConvNets* (ICLR 2017).
