@@ -371,16 +371,15 @@ class _Compaction:
             done.add(id(module))
             value = self.walk.values[step.node]
             if isinstance(module, nn.MultiheadAttention):
-                self._fit_attention(str(step.node.target), module, removal)
+                if self._reads(step):
+                    self._fit_attention(str(step.node.target), module)
             elif isinstance(value, Value):
                 _fit(module, removal.left_shape(value))
 
-    def _fit_attention(self, name: str, module: nn.MultiheadAttention, removal: Removal) -> None:
-        """Torch's attention cannot have fewer heads at the same width: ours takes its place."""
-        embed, out = module.embed_dim, module.out_proj
+    def _fit_attention(self, name: str, module: nn.MultiheadAttention) -> None:
+        """Torch's attention cannot have fewer heads at the same width, nor be written: ours can."""
         rows, columns = module.in_proj_weight.shape
-        if rows == 3 * embed and columns == embed and out.weight.shape == (embed, embed):
-            return
+        out = module.out_proj
         inner = rows // 3
         small = Attention(
             columns,

@@ -45,6 +45,8 @@ MODULES = frozenset(
         "InstanceNorm3d",
         "GroupNorm",
         "LayerNorm",
+        "LocalResponseNorm",
+        "RMSNorm",
         "ReLU",
         "ReLU6",
         "LeakyReLU",
@@ -94,6 +96,14 @@ MODULES = frozenset(
         "ZeroPad1d",
         "ZeroPad2d",
         "ZeroPad3d",
+        "ConstantPad1d",
+        "ConstantPad2d",
+        "ConstantPad3d",
+        "ReflectionPad1d",
+        "ReflectionPad2d",
+        "ReplicationPad1d",
+        "ReplicationPad2d",
+        "PixelShuffle",
     ]
 )
 
@@ -111,6 +121,7 @@ FUNCTIONS = {
             max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
             adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
             adaptive_max_pool3d batch_norm layer_norm group_norm interpolate pad normalize
+            scaled_dot_product_attention pixel_shuffle
             """,
         ),
         (
@@ -119,7 +130,8 @@ FUNCTIONS = {
             """
             relu sigmoid tanh selu sin cos exp log softmax log_softmax flatten reshape permute
             transpose squeeze unsqueeze cat stack chunk split add sub mul div neg abs sqrt rsqrt
-            mean sum amax amin clamp matmul max_pool1d max_pool2d max_pool3d
+            mean sum amax amin clamp matmul max_pool1d max_pool2d max_pool3d unbind unflatten
+            swapaxes movedim concat flip square bmm pow maximum minimum select narrow
             """,
         ),
         (
@@ -150,6 +162,16 @@ METHODS = frozenset(
         "index_select",
         "chunk",
         "split",
+        "unbind",
+        "unflatten",
+        "swapaxes",
+        "movedim",
+        "flip",
+        "select",
+        "narrow",
+        "square",
+        "expand_as",
+        "bmm",
         "size",
         "dim",
         "add",

@@ -454,7 +454,8 @@ def multihead_attention(step: Step) -> Any:
     }
     unknown = [key for key, value in given.items() if value not in allowed.get(key, ())]
     weights_used = any(
-        user.target is not operator.getitem or user.args[1] != 0 for user in step.node.users
+        user.target is not operator.getitem or (user.args[1] != 0 and user.users)
+        for user in step.node.users
     )
     reason = ""
     if len(values) != 3 or len(step.node.args) != 3 or unknown:

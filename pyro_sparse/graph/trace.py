@@ -357,11 +357,17 @@ def _place_input(analysis: Analysis) -> None:
         return
     node = placeholders[0]
     steps = {step.node: step for step in analysis.steps}
-    while len(varying(walk, walk.values[node])) > 1:
+    while isinstance(walk.values[node], tuple) or len(varying(walk, walk.values[node])) > 1:
         users = list(node.users)
         step = steps.get(users[0]) if len(users) == 1 else None
         rule = None if step is None else rule_of(step.node, step.module)
-        if step is None or rule not in (*MOVEMENTS, pointwise, passing) or len(step.inputs) > 1:
+        moves = rule in (*MOVEMENTS, pointwise, passing)
+        if (
+            step is None
+            or not moves
+            or len(step.inputs) > 1
+            or isinstance(walk.values[node], tuple)
+        ):
             walk.atoms.block(analysis.inputs, "the input's units lie in several dimensions")
             return
         analysis.outside.add(node)
@@ -473,7 +479,8 @@ class _Gathered:
             if use.kind == "buffer" or (use.name, use.dim, use.kind) in taken:
                 continue
             taken.add((use.name, use.dim, use.kind))
-            owners.setdefault(use.name, use.owner)
+            if use.kind == "row":
+                owners.setdefault(use.name, use.owner)
             gates = self.gating[use.labels.clamp(min=0)].tolist()
             for entry, unit in enumerate(self.analysis.unit(use).tolist()):
                 if use.kind == "column" and unit >= 0:
