@@ -22,6 +22,7 @@ from pyro_sparse import models
 from .base import GroupGuide, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
+from .log_normal_noise import LogNormalNoise
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
@@ -30,6 +31,7 @@ __all__ = [
     "Deterministic",
     "GroupGuide",
     "LogNormalFamily",
+    "LogNormalNoise",
     "SpikeSlabGaussian",
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
@@ -69,3 +71,8 @@ def _(model: models.SpikeSlabGroupHorseshoe, **options: Any) -> GroupGuide:
 @for_model.register
 def _(model: models.Deterministic, **options: Any) -> GroupGuide:
     return Deterministic(model, **options)
+
+
+@for_model.register
+def _(model: models.LogNormalNoise, **options: Any) -> GroupGuide:
+    return LogNormalNoise(model, **options)

@@ -38,6 +38,8 @@ class GroupGuide(LocalPyroModule):
     def __init__(self, model: SparseModel) -> None:
         super().__init__()
         self._groups = tuple(model.layers)
+        # The same module as the model's: what is pruned there is out here.
+        self.support = model.support
         self.row_families = nn.ModuleDict()
         likelihood = model.likelihood
         self.noise_precision: LogNormalFamily | None = None
@@ -50,15 +52,25 @@ class GroupGuide(LocalPyroModule):
         for group in self._groups:
             yield group, families[key(group)]
 
+    def sample_units(self, site: str, name: str, family: nn.Module, **infer: Any) -> Tensor:
+        """A site with an event for every unit of the group ``name``; pruned ones pay no KL."""
+        law = self.support.law(name, family())
+        options: Any = infer
+        return pyro.sample(site, law.to_event(len(law.batch_shape)), infer=options)
+
     def sample_rows(self, group: Group, family: nn.Module) -> None:
         # Marks the sites that local reparameterisation may replace (see infer).
-        infer: Any = {"local_reparameterisation": not group.shared}
-        pyro.sample(f"{group.name}.rows", family(), infer=infer)
+        self.sample_units(
+            f"{group.name}.rows", group.name, family, local_reparameterisation=not group.shared
+        )
 
     def sample_rest(self) -> None:
-        """The sites that follow the rows: the input gate and the noise precision."""
+        """The sites that follow the rows: the input gate and the likelihood's latents."""
         if getattr(self, "input_gate", None) is not None:
-            pyro.sample("input.gate", self.input_gate())
+            self.sample_units("input.gate", "input", self.input_gate)
+        self.sample_likelihood()
+
+    def sample_likelihood(self) -> None:
         if self.noise_precision is not None:
             pyro.sample("noise_precision", self.noise_precision())
 
@@ -68,7 +80,7 @@ class GroupGuide(LocalPyroModule):
         self.sample_rest()
 
     def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
-        """``inclusion`` logits, log-normal ``scales`` and ``weights``; each has its own rate."""
+        """``inclusion`` logits, ``scales`` and noises, ``weights``; each has its own rate."""
         kinds: dict[str, list[nn.Parameter]] = {"weights": [], "inclusion": [], "scales": []}
         scales = {
             id(parameter)
@@ -77,7 +89,7 @@ class GroupGuide(LocalPyroModule):
             for parameter in module.parameters()
         }
         for name, parameter in self.named_parameters():
-            if id(parameter) in scales:
+            if id(parameter) in scales or name.rpartition(".")[2].startswith("noise_"):
                 kinds["scales"].append(parameter)
             elif name.endswith("inclusion_logits"):
                 kinds["inclusion"].append(parameter)
@@ -112,6 +124,10 @@ class GroupGuide(LocalPyroModule):
                 # Under q a unit's scale is independent of its non-centred row.
                 rows[group.name] = family.loc * scales[group.name].unsqueeze(-1)
         return rows
+
+    def mean_input(self) -> Tensor | None:
+        """Posterior mean of a multiplicative noise on the inputs, ``(units,)``, where one is."""
+        return None
 
 
 def balanced_scales(

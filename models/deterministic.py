@@ -38,11 +38,13 @@ class Deterministic(SparseModel):
     def rows(self) -> dict[str, Tensor]:
         rows = {}
         for group in self.layers:
-            shape = self.row_shape(group)
+            units, length = self.row_shape(group)
             if self.prior_scale is None:
-                prior = dist.ImproperUniform(dist.constraints.real, (), shape)
+                flat = dist.constraints.real_vector
+                prior = dist.ImproperUniform(flat, (units,), (length,))
             else:
                 zero = torch.zeros_like(self.prior_scale)
-                prior = dist.Normal(zero, self.prior_scale).expand(shape).to_event(2)
-            rows[group.name] = pyro.sample(f"{group.name}.rows", prior)
+                prior = dist.Normal(zero, self.prior_scale).expand((units, length)).to_event(1)
+            law = self.support.law(group.name, prior)
+            rows[group.name] = pyro.sample(f"{group.name}.rows", law.to_event(1))
         return rows

@@ -154,6 +154,33 @@ class Graph:
                 parameters[alias] = parameters[name]
         return parameters
 
+    def gate_rows(self, name: str, rows: Tensor, gate: Tensor) -> Tensor:
+        """``rows`` of group ``name`` such that the units' outputs are multiplied by ``gate``.
+
+        :param rows: ``(units, row length)``.
+        :param gate: ``(units,)``.
+        """
+        return rows * gate.unsqueeze(-1)
+
+    def scale_columns(
+        self, parameters: Mapping[str, Tensor], name: str, scale: Tensor
+    ) -> dict[str, Tensor]:
+        """``parameters`` with the columns that read the units of ``name`` multiplied by ``scale``.
+
+        The readers then see each unit as if its output were multiplied.
+
+        :param parameters: tensors by name, those of all readers among them.
+        :param scale: ``(units,)``.
+        """
+        scaled = dict(parameters)
+        for reader in self[name].readers:
+            value = scaled[reader.parameter]
+            shape = [1] * value.dim()
+            shape[reader.dim] = -1
+            factor = scale.to(value).repeat_interleave(reader.block).reshape(shape)
+            scaled[reader.parameter] = value * factor
+        return scaled
+
     def gate_inputs(self, inputs: Tensor, gate: Tensor) -> Tensor:
         """``inputs`` times a gate on the units of the group ``"input"``.
 

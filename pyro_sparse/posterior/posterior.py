@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Independent
+from pyro.distributions import Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.func import functional_call
@@ -32,8 +32,9 @@ class _ExactDraws(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         law, events = msg["fn"], 0
-        while isinstance(law, Independent):
-            events += law.reinterpreted_batch_ndims
+        while isinstance(law, Independent | MaskedDistribution):
+            if isinstance(law, Independent):
+                events += law.reinterpreted_batch_ndims
             law = law.base_dist
         if isinstance(law, RelaxedSpikeAndSlab):
             msg["fn"] = SpikeAndSlab(logits=law.logits, slab=law.slab).to_event(events)
@@ -112,7 +113,11 @@ class Posterior:
     @torch.no_grad()
     def mean_parameters(self) -> dict[str, Tensor]:
         """The network's parameters with every unit included, at the posterior means."""
-        return dict(self.model.graph.parameters(self.guide.mean_rows()))
+        parameters = self.model.parameters_of(self.guide.mean_rows())
+        scale = self.guide.mean_input()
+        if scale is None:
+            return parameters
+        return self.model.graph.scale_columns(parameters, "input", scale)
 
     @torch.no_grad()
     def masked_parameters(self, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
