@@ -19,7 +19,7 @@ from typing import Any
 
 from pyro_sparse import models
 
-from .base import GroupGuide, SpikeSlabGuide
+from .base import GroupGuide, Reducible, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
 from .log_normal_noise import LogNormalNoise
@@ -32,6 +32,7 @@ __all__ = [
     "GroupGuide",
     "LogNormalFamily",
     "LogNormalNoise",
+    "Reducible",
     "SpikeSlabGaussian",
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",

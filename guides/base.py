@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_sparse.distributions import TruncatedLogNormal
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
@@ -18,7 +19,20 @@ from pyro_sparse.modules import LocalPyroModule
 
 from .families import GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
 
-__all__ = ["GroupGuide", "SpikeSlabGuide"]
+__all__ = ["GroupGuide", "Reducible", "SpikeSlabGuide"]
+
+
+class Reducible(NamedTuple):
+    """Gaussian posterior and prior of a group's rows.
+
+    loc:            ``(units, row length)``
+    variance:       ``(units, row length)``; marginal where the posterior is a joint one
+    prior_variance: a number; the prior's mean is 0
+    """
+
+    loc: Tensor
+    variance: Tensor
+    prior_variance: Tensor
 
 
 def key(group: Group) -> str:
@@ -79,6 +93,12 @@ class GroupGuide(LocalPyroModule):
             self.sample_rows(group, family)
         self.sample_rest()
 
+    def reduced(self) -> None:
+        """Called after the support was restricted: q becomes q̃ ∝ q p̃ / p of what is left.
+
+        Nothing to do where the numbers are independent under q.
+        """
+
     def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
         """``inclusion`` logits, ``scales`` and noises, ``weights``; each has its own rate."""
         kinds: dict[str, list[nn.Parameter]] = {"weights": [], "inclusion": [], "scales": []}
@@ -109,6 +129,22 @@ class GroupGuide(LocalPyroModule):
         if getattr(self, "input_gate", None) is not None:
             logits = {"input": self.input_gate.inclusion_logits, **logits}
         return logits
+
+    def noise(self) -> dict[str, TruncatedLogNormal]:
+        """Laws ``(units,)`` of the multiplicative noise of every group that has one, float64."""
+        return {}
+
+    def gaussians(self) -> dict[str, Reducible]:
+        """The posterior of every weight, by group, where it is Gaussian under a Gaussian prior."""
+        return {}
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        """Log variance over squared mean of each unit's scale, where that is Gaussian."""
+        return {}
+
+    def log_scales(self) -> dict[str, Tensor]:
+        """Posterior mean of the log of each unit's scale, for groups that have one and no spike."""
+        return {}
 
     def scales(self) -> dict[str, Tensor]:
         """Posterior mean of each included unit's scale, ``(units,)``, for groups that have one."""

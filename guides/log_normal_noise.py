@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import TruncatedLogNormal
@@ -30,7 +30,7 @@ class Noise(nn.Module):
         self.register_buffer("low", model.low.clone())
         self.register_buffer("high", model.high.clone())
 
-    def forward(self) -> TorchDistributionMixin:
+    def forward(self) -> TruncatedLogNormal:
         return TruncatedLogNormal(self.noise_loc, self.noise_log_scale.exp(), self.low, self.high)
 
 
@@ -72,26 +72,38 @@ class LogNormalNoise(Deterministic):
     def forward(self, *args: Any, **kwargs: Any) -> None:
         for group, family in self.layers():
             self.sample_rows(group, family)
-        for name, noise in self.noise().items():
+        for name, noise in self.families():
             # A layer that is applied more than once sees one draw.
             alone = not any(group.shared for group in self._groups if group.name == name)
             by_example = alone and self.noise_draws == "example"
             self.sample_units(f"{name}.noise", name, noise, by_example=by_example)
         self.sample_likelihood()
 
-    def noise(self) -> dict[str, Any]:
+    def families(self) -> Iterator[tuple[str, Noise]]:
         """The noise family of every group that has one, the input last."""
-        return {name.replace("/", "."): noise for name, noise in self.noises.items()}
+        for name, noise in self.noises.items():
+            yield name.replace("/", "."), noise
+
+    def noise(self) -> dict[str, TruncatedLogNormal]:
+        return {
+            name: TruncatedLogNormal(
+                noise.noise_loc.detach().double(),
+                noise.noise_log_scale.detach().double().exp(),
+                noise.low.double(),
+                noise.high.double(),
+            )
+            for name, noise in self.families()
+        }
 
     def mean_rows(self) -> dict[str, Tensor]:
         """Point estimates times E θ."""
         rows = super().mean_rows()
-        for name, noise in self.noise().items():
+        for name, noise in self.families():
             if name in rows:
                 rows[name] = self._gate_rows(name, rows[name], noise().mean)
         return rows
 
     def mean_input(self) -> Tensor | None:
         """E θ of the input features."""
-        noise = self.noise().get("input")
+        noise = dict(self.families()).get("input")
         return None if noise is None else noise().mean

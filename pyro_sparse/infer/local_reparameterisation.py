@@ -272,7 +272,9 @@ def _convolution(function: Callable[..., Tensor]) -> Callable[..., Any]:
         trailing = [1] * (output.dim() - 2)
         assert weight.multiplier is not None
         output = output * weight.multiplier.reshape(*weight.multiplier.shape, *trailing)
-        return output if bias is None or inside is not None else output + bias.reshape(-1, *trailing)
+        return (
+            output if bias is None or inside is not None else output + bias.reshape(-1, *trailing)
+        )
 
     return rule
 

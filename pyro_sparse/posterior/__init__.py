@@ -2,16 +2,37 @@
 
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
-from .selection import MedianProbability, SelectionRule
+from . import importance, reduction, selection
+from .selection import (
+    BMRS,
+    Connected,
+    MACBudget,
+    MedianProbability,
+    ModelReduction,
+    SelectionRule,
+    SignalToNoise,
+    Threshold,
+    TopK,
+)
 from .summary import Summary
 
 __all__ = [
+    "BMRS",
+    "Connected",
+    "MACBudget",
     "MedianProbability",
+    "ModelReduction",
     "Posterior",
     "SelectionRule",
+    "SignalToNoise",
     "Summary",
+    "Threshold",
+    "TopK",
     "accuracy",
     "calibration_error",
+    "importance",
     "negative_log_likelihood",
+    "reduction",
     "rmse",
+    "selection",
 ]

@@ -86,7 +86,11 @@ def test_a_dense_model_keeps_everything():
     posterior = Posterior(model, guides.for_model(model))
     assert posterior.inclusion() == {}
     assert all(mask.all() for mask in posterior.keep().values())
-    assert posterior.summary().rows == []
+    (group,) = posterior.summary().groups
+    assert (group.group, group.units, group.kept) == ("fc1", 5, 5)
+    assert group.expected is None
+    assert group.undecided is None
+    assert "–" in str(posterior.summary())
 
 
 def test_summary_against_brute_force():
