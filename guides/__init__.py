@@ -23,6 +23,7 @@ from .base import GroupGuide, Reducible, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
 from .log_normal_noise import LogNormalNoise
+from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
@@ -33,6 +34,7 @@ __all__ = [
     "LogNormalFamily",
     "LogNormalNoise",
     "Reducible",
+    "ReducibleGaussian",
     "SpikeSlabGaussian",
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
@@ -77,3 +79,8 @@ def _(model: models.Deterministic, **options: Any) -> GroupGuide:
 @for_model.register
 def _(model: models.LogNormalNoise, **options: Any) -> GroupGuide:
     return LogNormalNoise(model, **options)
+
+
+@for_model.register
+def _(model: models.ReducibleGaussian, **options: Any) -> GroupGuide:
+    return ReducibleGaussian(model, **options)

@@ -17,7 +17,7 @@ from pyro_sparse.models import SparseModel
 from pyro_sparse.models.base import positive
 from pyro_sparse.modules import LocalPyroModule
 
-from .families import GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
+from .families import GammaFamily, GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
 
 __all__ = ["GroupGuide", "Reducible", "SpikeSlabGuide"]
 
@@ -28,11 +28,13 @@ class Reducible(NamedTuple):
     loc:            ``(units, row length)``
     variance:       ``(units, row length)``; marginal where the posterior is a joint one
     prior_variance: a number; the prior's mean is 0
+    covariance:     ``(units · row length)²`` of a joint posterior, None for independent weights
     """
 
     loc: Tensor
     variance: Tensor
     prior_variance: Tensor
+    covariance: Tensor | None = None
 
 
 def key(group: Group) -> str:
@@ -56,7 +58,7 @@ class GroupGuide(LocalPyroModule):
         self.support = model.support
         self.row_families = nn.ModuleDict()
         likelihood = model.likelihood
-        self.noise_precision: LogNormalFamily | None = None
+        self.noise_precision: LogNormalFamily | GammaFamily | None = None
         if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
             self.noise_precision = LogNormalFamily(torch.zeros_like(likelihood.rate), 0.1)
 
@@ -105,7 +107,7 @@ class GroupGuide(LocalPyroModule):
         scales = {
             id(parameter)
             for module in self.modules()
-            if isinstance(module, LogNormalFamily)
+            if isinstance(module, LogNormalFamily | GammaFamily)
             for parameter in module.parameters()
         }
         for name, parameter in self.named_parameters():

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
 
-__all__ = ["GaussianRows", "InclusionGate", "LogNormalFamily", "SpikeSlabRows", "spike_and_slab"]
+__all__ = [
+    "GammaFamily",
+    "GaussianRows",
+    "InclusionGate",
+    "LogNormalFamily",
+    "SpikeSlabRows",
+    "spike_and_slab",
+]
 
 
 def spike_and_slab(
@@ -126,3 +133,20 @@ class LogNormalFamily(nn.Module):
     def log_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the log."""
         return self.loc, (2 * self.log_scale).exp()
+
+
+class GammaFamily(nn.Module):
+    """Independent gammas on positive latents.
+
+    :param like: a tensor of the latents' shape; the law starts at mean 1.
+    :param concentration: initial shape parameter.
+    """
+
+    def __init__(self, like: Tensor, concentration: float = 100.0) -> None:
+        super().__init__()
+        start = torch.full_like(like, math.log(concentration))
+        self.log_concentration = nn.Parameter(start)
+        self.log_rate = nn.Parameter(start.clone())
+
+    def forward(self) -> TorchDistributionMixin:
+        return dist.Gamma(self.log_concentration.exp(), self.log_rate.exp())

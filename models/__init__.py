@@ -13,6 +13,7 @@ from .base import SparseModel
 from .deterministic import Deterministic
 from .inclusion import layerwise_inclusion_logits
 from .log_normal_noise import LogNormalNoise
+from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
@@ -21,6 +22,7 @@ from .support import Support
 __all__ = [
     "Deterministic",
     "LogNormalNoise",
+    "ReducibleGaussian",
     "SparseModel",
     "SpikeSlabGaussian",
     "SpikeSlabGroupHorseshoe",

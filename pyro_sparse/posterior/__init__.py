@@ -2,7 +2,7 @@
 
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
-from . import importance, reduction, selection
+from . import importance, pruning, reduction, selection
 from .selection import (
     BMRS,
     Connected,
@@ -32,6 +32,7 @@ __all__ = [
     "calibration_error",
     "importance",
     "negative_log_likelihood",
+    "pruning",
     "reduction",
     "rmse",
     "selection",

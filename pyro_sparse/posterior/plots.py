@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-__all__ = ["COLOURS", "inclusion_probabilities", "training_curve", "units_kept"]
+if TYPE_CHECKING:
+    from .pruning import Pass
+
+__all__ = ["COLOURS", "free_energy_path", "inclusion_probabilities", "training_curve", "units_kept"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
@@ -82,5 +85,32 @@ def units_kept(history: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
     ax.set_ylabel("units")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("units: expected (line), kept (dots)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def free_energy_path(path: Sequence[Pass], ax: Axes) -> Axes:
+    """Free energy along :func:`~.pruning.iterate`: before, right after and long after each pass."""
+    left = [step.left for step in path]
+    ax.plot(left, [step.free_energy for step in path], "o-", color=COLOURS[0], label="retrained")
+    passes = path[1:]
+    for before, step in zip(path, passes, strict=False):
+        ax.plot(
+            [before.left, step.left, step.left],
+            [before.free_energy, step.pruned, step.free_energy],
+            color=COLOURS[1],
+            linewidth=1,
+            linestyle=":",
+        )
+    ax.plot(
+        left[1:], [step.pruned for step in passes], "s", color=COLOURS[1], label="right after pruning"
+    )
+    predicted = [(step.left, step.predicted) for step in passes if step.predicted is not None]
+    if predicted:
+        ax.plot(*zip(*predicted, strict=True), "x", color=COLOURS[2], label="predicted, F − ΣΔF")
+    ax.invert_xaxis()
+    ax.set_xlabel("weights left")
+    ax.set_ylabel("free energy (nats, lower is better)")
+    ax.set_title("model reduction")
     ax.legend(frameon=False)
     return ax

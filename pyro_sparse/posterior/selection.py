@@ -17,7 +17,7 @@ importance write a function (:mod:`.importance`), and :class:`Threshold`, :class
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from pyro_sparse import models
+from pyro_sparse.guides import Reducible
 from pyro_sparse.names import nearest
 
 from . import importance
 from .importance import Importance, Random, Shapley, offered
-from .reduction import delta_evidence_noise
+from .reduction import delta_evidence, delta_evidence_joint, delta_evidence_noise
 
 if TYPE_CHECKING:
     from .posterior import Posterior
@@ -169,9 +170,14 @@ class ModelReduction:
     """Bayesian model reduction of Gaussian weights: drop what the evidence is against keeping.
 
     Attributes:
-        by: ``"weights"``: every weight with ΔF ≥ 0 goes; ``"units"``: every unit whose row has
-            a sum ΔF ≥ 0.
-        margin: least loss of evidence −ΔF, in nats, for which a weight or unit stays.
+        by: what goes together where ΔF ≥ 0: single ``"weights"``; ``"rows"``, the weights that
+            write a unit, of every layer with units to prune; or ``"columns"``, the weights with
+            which a layer reads a unit. Under independent weights the ΔF of a group is the sum; of
+            a layer with a joint posterior it is the joint one, with its covariances.
+        margin: least loss of evidence −ΔF, in nats, for which a group stays.
+
+    Raises:
+        ValueError: another ``by``.
 
     Source: Beckers et al. (arXiv 2210.09134).
     """
@@ -180,18 +186,51 @@ class ModelReduction:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.by not in ("weights", "units"):
-            raise ValueError(f"expected by 'weights' or 'units', got {self.by!r}")
+        if self.by not in ("weights", "rows", "columns"):
+            raise ValueError(f"expected by 'weights', 'rows' or 'columns', got {self.by!r}")
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        loss = importance.weight_evidence(posterior)
-        if self.by == "weights":
-            return {name: value > self.margin for name, value in loss.items()}
-        return {
-            name: value.sum(1) > self.margin
-            for name, value in loss.items()
-            if posterior.model.graph[name].prunable
-        }
+        laws = offered(posterior, "gaussians", "model reduction")
+        support = posterior.model.support
+        keep = {}
+        for name, law in laws.items():
+            mask = support[name].cpu().clone()
+            if self.by == "weights":
+                gain = delta_evidence(law.loc, law.variance, law.prior_variance)
+                keep[name] = mask & (gain < -self.margin).cpu()
+                continue
+            for entries in self._groups(posterior, name):
+                # What was pruned before is no part of the group any more.
+                entries = entries[mask.flatten()[entries]]
+                if len(entries) and _gain(law, entries) >= -self.margin:
+                    mask.view(-1)[entries] = False
+            keep[name] = mask
+        return keep
+
+    def _groups(self, posterior: Posterior, name: str) -> Iterator[Tensor]:
+        """The groups of a layer as indices of its rows' entries, ``(entries,)`` each."""
+        model = posterior.model
+        shape = model.row_shape(model.graph[name])
+        index = torch.arange(shape.numel()).reshape(shape)
+        if self.by == "rows":
+            yield from index if model.graph[name].prunable else ()
+        else:
+            parameters = model.graph.parameters({name: index})
+            for group in model.graph:
+                for reader in group.readers if group.prunable else ():
+                    if reader.parameter in parameters:
+                        columns = parameters[reader.parameter].movedim(reader.dim, 0)
+                        yield from columns.reshape(group.size, -1)
+
+
+def _gain(law: Reducible, entries: Tensor) -> float:
+    """ΔF of fixing these entries of a layer's rows, given by their flat indices, at 0."""
+    loc, entries = law.loc.flatten(), entries.to(law.loc.device)
+    if law.covariance is None:
+        variance = law.variance.flatten()[entries]
+        return float(delta_evidence(loc[entries], variance, law.prior_variance).sum())
+    block = law.covariance[entries][:, entries]
+    return float(delta_evidence_joint(loc[entries], block, law.prior_variance))
 
 
 @dataclass(frozen=True)
