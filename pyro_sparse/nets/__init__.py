@@ -2,7 +2,7 @@
 
 from .attention import Attention
 from .build import build
-from .cost import count_macs, count_parameters
+from .cost import count_macs, count_parameters, macs_by_layer
 from .lenet import lenet5_caffe
 from .mlp import ACTIVATIONS, mlp
 from .resnet import resnet
@@ -16,6 +16,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "lenet5_caffe",
+    "macs_by_layer",
     "mlp",
     "resnet",
     "vgg",
