@@ -53,7 +53,8 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--data",
             required=True,
             metavar="NAME",
-            help="digits or diabetes (embedded), mnist, fashion-mnist, uci:NAME, csv:FILE.",
+            help="digits or diabetes (embedded), mnist, fashion-mnist, cifar10, uci:NAME, "
+            "csv:FILE, folder:DIR.",
         ),
         click.option(
             "--data-root",
@@ -77,7 +78,18 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--net",
             metavar="NAME",
-            help="mlp:400-400, lenet5-caffe or package.module:factory. [default: by data set]",
+            help="mlp:400-400, lenet5-caffe, vgg, resnet20 (32, 56; resnet20-b), vit or "
+            "package.module:factory. [default: by data set]",
+        ),
+        click.option(
+            "--augment/--no-augment",
+            default=None,
+            help="Shift and mirror training images at random. [default: by data set]",
+        ),
+        click.option(
+            "--optimizer",
+            type=click.Choice(["adam", "sgd"]),
+            help="sgd has momentum 0.9. [default: by data set]",
         ),
         click.option(
             "--epochs", type=click.IntRange(1), help="Passes over the data. [default: by data set]"
@@ -88,7 +100,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--scale-lr", type=float, help="Learning rate of scales and precisions."),
         click.option(
             "--schedule",
-            type=click.Choice(["constant", "cosine", "linear"]),
+            type=click.Choice(["constant", "cosine", "linear", "steps"]),
             help="How the learning rates fall.",
         ),
         click.option(
@@ -316,6 +328,46 @@ def export(run: Path, out: Path, rule: str | None, data_root: Path | None) -> No
         f"masked against compact: {done['max_abs_diff_masked_compact']:.1e}"
     )
     click.echo(f"{out}: cd there and `from load import load; net = load('.')`")
+
+
+@main.command()
+@click.option("--net", required=True, metavar="NAME", help="As for fit.")
+@click.option(
+    "--input",
+    "shape",
+    default="3x32x32",
+    show_default=True,
+    help="Shape of one input, such as 784 or 3x32x32.",
+)
+@click.option("--outputs", default=10, show_default=True, help="Classes, or numbers predicted.")
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the groups there."
+)
+def explain(net: str, shape: str, outputs: int, picture: Path | None) -> None:
+    """List the groups of a network: what can be removed together, and what cannot and why.
+
+    \b
+    Example:
+        pyro-sparse explain --net resnet20 --input 3x32x32
+    """
+    sizes = shape.split("x")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f"expected a shape such as 784 or 3x32x32, got {shape!r}")
+    import torch
+
+    from pyro_sparse import graph, nets
+
+    inputs = tuple(map(int, sizes))
+    found = graph.groups(nets.build(net, inputs, outputs), torch.zeros(2, *inputs))
+    click.echo(found.explain())
+    if picture is not None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 1 + 0.28 * len(found)), layout="constrained")
+        FigureCanvasAgg(figure)
+        graph.draw(found, figure.subplots())
+        figure.savefig(picture, dpi=130)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,11 @@ def run(
     model, guide = build(settings, dataset)
     split = dataset.train
     loader = data.Batches(
-        split.x, split.y, min(settings.batch_size, len(split)), seed=settings.seed
+        split.x,
+        split.y,
+        min(settings.batch_size, len(split)),
+        seed=settings.seed,
+        augment=data.crop_and_flip() if settings.augment else None,
     )
     for name in ("validation", "test"):
         part = getattr(dataset, name)
@@ -215,6 +219,7 @@ def _fit_options(
         ),
         "kl_weight": infer.schedules.constant() if retrain else ramp,
         "clip_norm": settings.clip_norm,
+        "optimizer": infer.OPTIMIZERS[settings.optimizer],
         "seed": settings.seed,
         "progress": progress,
     }

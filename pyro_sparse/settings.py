@@ -43,9 +43,32 @@ BY_DATA: dict[str, dict[str, Any]] = {
     "fashion-mnist": LARGE,
 }
 TABLE: dict[str, Any] = {**SMALL, "net": "mlp:50"}
-
 # The bound itself from the first step on.
 PLAIN: dict[str, Any] = {"kl_start": 1.0, "kl_hold": 0.0, "kl_rise": 0.0}
+# Residual networks on small images, as the authors of SS-GL and SS-GHS train ResNet-20.
+RESNET: dict[str, Any] = {
+    **LARGE,
+    **PLAIN,
+    "net": "resnet20",
+    "epochs": 300,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "augment": True,
+    "lr": 0.1,
+    "inclusion_lr": 0.1,
+    "scale_lr": 0.1,
+    "schedule": "steps",
+    "lr_hold": 0.5,
+    "inclusion_hold": 0.5,
+    "inclusion_stop": 1.0,
+    "clip_norm": 1.0,
+    "slab_scale": 0.2,
+    "inclusion_probability": 1e-4,
+}
+BY_DATA["cifar10"] = RESNET
+BY_KIND = {"folder": RESNET}
+"""Defaults of data sets that are named with an argument."""
+
 NOISE: dict[str, Any] = {
     **PLAIN,
     "lr": 1e-3,
@@ -91,6 +114,8 @@ class Settings:
         retrain: epochs of training after each pass, as a share of ``epochs``.
         prune_every: epochs between prunings in the midst of training; 0: never.
         validation: share of the training set that is held out for the validation curve.
+        augment: shift and mirror training images at random.
+        optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
         split: of data sets that come with several.
         seed: of the validation split, the initial weights, the batches and the noise.
     """
@@ -128,6 +153,8 @@ class Settings:
     retrain: float = 0.2
     prune_every: int = 0
     validation: float = 0.05
+    augment: bool = False
+    optimizer: str = "adam"
     split: int = 0
     seed: int = 0
 
@@ -161,7 +188,7 @@ def settings_for(model: str, data: str, *, strict: bool = False, **given: Any) -
         model=model,
         data=data,
         **{
-            **BY_DATA.get(data, TABLE),
+            **BY_DATA.get(data, BY_KIND.get(data.partition(":")[0], TABLE)),
             **BY_MODEL.get(model, {}),
             **entry.settings,
             **chosen,

@@ -12,9 +12,9 @@ To add a data set, write one function in :mod:`pyro_sparse.data.sources` that re
 (all rows, and which of them are for training and which for testing), and name it in ``load``.
 """
 
-from pyro_sparse.data.batches import Batches
+from pyro_sparse.data.batches import Batches, crop_and_flip
 from pyro_sparse.data.checks import check
 from pyro_sparse.data.dataset import Dataset, Split
 from pyro_sparse.data.sources import NAMES, load
 
-__all__ = ["NAMES", "Batches", "Dataset", "Split", "check", "load"]
+__all__ = ["NAMES", "Batches", "Dataset", "Split", "check", "crop_and_flip", "load"]

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def crop_and_flip(padding: int = 4) -> Augmentation:
+    """Standard augmentation of small images, for `Batches`.
+
+    Each image is padded with zeros, cropped to its size at a random place, and mirrored with
+    probability ½ (He et al., CVPR 2016, section 4.2). One indexing operation a batch.
+
+    Args:
+        padding: pixels on each side.
+
+    Returns:
+        A function of images (N, channels, height, width) and a CPU generator.
+    """
+    if padding < 0:
+        raise ValueError(f"expected a padding of at least 0 pixels, got {padding}")
+
+    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+        count, _, height, width = x.shape
+        top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
+        flip = torch.rand(count, 1, generator=generator) < 0.5
+        rows, columns = torch.arange(height), torch.arange(width)
+        columns = torch.where(flip, columns.flip(0), columns)
+        padded = torch.nn.functional.pad(x, [padding] * 4)
+        index = (
+            torch.arange(count).reshape(-1, 1, 1),
+            (top + rows).unsqueeze(2),
+            (left + columns).unsqueeze(1),
+        )
+        # (N, height, width, channels): the indexed dimensions come first.
+        found = padded.permute(0, 2, 3, 1)[tuple(part.to(x.device) for part in index)]
+        return found.permute(0, 3, 1, 2).contiguous()
+
+    return augment
 
 
 class Batches:
@@ -25,6 +61,8 @@ class Batches:
         seed: seeds the loader's own generator; unused when ``generator`` is given.
         generator: a CPU generator to draw the permutations from.
         drop_last: leave out a last batch with fewer than ``batch_size`` rows.
+        augment: changes each batch of ``x``, such as `crop_and_flip`; it draws from the same
+            generator.
 
     Raises:
         ValueError: x and y differ in length, the batch size is below one, or there would be no
@@ -41,6 +79,7 @@ class Batches:
         seed: int = 0,
         generator: torch.Generator | None = None,
         drop_last: bool = False,
+        augment: Augmentation | None = None,
     ) -> None:
         if len(x) != len(y):
             raise ValueError(
@@ -51,6 +90,7 @@ class Batches:
             raise ValueError(f"Batches: expected batch_size of at least 1, got {batch_size}.")
         self.x, self.y = x, y
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.augment = augment
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         if len(self) == 0:
             advice = "Use a smaller batch_size or drop_last=False." if len(x) else "Check the data."
@@ -70,7 +110,8 @@ class Batches:
             torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
         )
         for batch in rows.to(self.x.device).split(self.batch_size)[: len(self)]:
-            yield self.x.index_select(0, batch), self.y.index_select(0, batch)
+            x, y = self.x.index_select(0, batch), self.y.index_select(0, batch)
+            yield (x if self.augment is None else self.augment(x, self.generator)), y
 
     def state_dict(self) -> dict[str, Tensor]:
         """What decides the order of the epochs to come (tensors only, so safetensors can hold it).

@@ -103,7 +103,7 @@ class Source:
     y: Tensor
     train: Tensor
     test: Tensor
-    labels: list[int] | None = None
+    labels: list[int] | list[str] | None = None
     divide_by: float = 1.0
     feature_names: tuple[str, ...] | None = None
 

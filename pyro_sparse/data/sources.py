@@ -13,7 +13,10 @@ from pyro_sparse.data.checks import check
 from pyro_sparse.data.dataset import Dataset, Source, hold_out_test, prepare
 from pyro_sparse.names import nearest
 
-NAMES = ("digits", "diabetes", "mnist", "fashion-mnist", "uci:NAME", "csv:FILE")
+NAMES = (
+    *("digits", "diabetes", "mnist", "fashion-mnist", "cifar10"),
+    *("uci:NAME", "csv:FILE", "folder:DIR"),
+)
 """What ``load`` takes."""
 ROOT_VARIABLE = "PYRO_SPARSE_DATA"
 """Environment variable with the default data root."""
@@ -39,6 +42,9 @@ def load(
     ``diabetes``              442 rows, 10 columns, regression; embedded in scikit-learn
     ``mnist``                 70 000 images (1, 28, 28), 10 classes: ROOT/MNIST/raw
     ``fashion-mnist``         likewise: ROOT/FashionMNIST/raw
+    ``cifar10``               60 000 images (3, 32, 32), 10 classes: ROOT/cifar-10-batches-py
+    ``folder:DIR``            images of one size, DIR/{train,test}/CLASS/*.jpg or *.png; DIR is
+                              looked for in the working directory, then in ROOT
     ``uci:NAME``              regression: ROOT/uci/NAME with data.txt, index_features.txt,
                               index_target.txt, index_train_I.txt and index_test_I.txt, I = split
     ``csv:FILE``              numbers separated by commas, the last column is the target; a first
@@ -47,13 +53,14 @@ def load(
                               task, any other a regression task.
     ========================  ======================================================================
 
-    The test rows are the official ones of mnist, fashion-mnist and uci; of the others a fixed fifth
-    (stratified by class), whatever the seed. Validation rows come from the training rows.
+    The test rows are the official ones of mnist, fashion-mnist, cifar10, uci and folders; of the
+    others a fixed fifth (stratified by class), whatever the seed. Validation rows come from the
+    training rows.
 
     Args:
         name: one of the above.
         root: the folder ROOT; default is the environment variable PYRO_SPARSE_DATA.
-        download: fetch missing files of mnist and fashion-mnist into ROOT.
+        download: fetch missing files of mnist, fashion-mnist and cifar10 into ROOT.
         validation: share of the training rows to carve off, in [0, 1); stratified by class.
         split: which of the official splits of ``uci:NAME``; 0 for the others.
         seed: chooses the validation rows.
@@ -77,6 +84,10 @@ def load(
         source = _diabetes()
     elif name in _TORCHVISION:
         source = _torchvision(name, _root(name, root), download)
+    elif name == "cifar10":
+        source = _cifar10(_root(name, root), download)
+    elif kind == "folder" and argument:
+        source = _folder(Path(argument).expanduser(), root or os.environ.get(ROOT_VARIABLE))
     elif kind == "uci" and argument:
         source = _uci(argument, _root(name, root), split)
     elif kind == "csv" and argument:
@@ -94,7 +105,7 @@ def _root(name: str, root: str | os.PathLike[str] | None) -> Path:
             f"--data-root DIR (root=... in Python) or the environment variable {ROOT_VARIABLE}."
             + (
                 f" With --download (download=True) {name} is fetched into it."
-                if name in _TORCHVISION
+                if name in (*_TORCHVISION, "cifar10")
                 else ""
             )
         )
@@ -165,6 +176,73 @@ def _torchvision(name: str, root: Path, download: bool) -> Source:
     y = torch.cat([part.targets for part in parts]).long()
     train, test = torch.arange(len(x)).split([len(part.data) for part in parts])
     return Source(x, y, train, test, labels=list(range(10)), divide_by=255.0)
+
+
+def _cifar10(root: Path, download: bool) -> Source:
+    folder = root / "cifar-10-batches-py"
+    if not folder.is_dir() and not download:
+        raise FileNotFoundError(
+            f"cifar10: looked for {folder}, which is no folder. If you have the files "
+            "(torchvision's layout), name the folder above it with --data-root DIR (root=... in "
+            f"Python) or the environment variable {ROOT_VARIABLE}; otherwise --download "
+            "(download=True) fetches them. Images as files are read with --data folder:DIR."
+        )
+
+    from torchvision import datasets
+
+    try:
+        parts = [datasets.CIFAR10(root, train=train, download=download) for train in (True, False)]
+    except OSError as error:
+        raise ConnectionError(f"cifar10: could not download to {folder} ({error}).") from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"cifar10: a file in {folder} is missing or damaged ({error}). Delete that folder and "
+            "fetch the files again with --download."
+        ) from error
+    x = torch.cat([torch.as_tensor(part.data) for part in parts]).permute(0, 3, 1, 2).contiguous()
+    y = torch.cat([torch.as_tensor(part.targets) for part in parts]).long()
+    train, test = torch.arange(len(x)).split([len(part.data) for part in parts])
+    return Source(x, y, train, test, labels=list(parts[0].classes), divide_by=255.0)
+
+
+def _folder(path: Path, root: str | os.PathLike[str] | None) -> Source:
+    """Images in one folder a class, as torchvision's ``ImageFolder`` reads them."""
+    if not path.is_dir() and root is not None and (Path(root).expanduser() / path).is_dir():
+        path = Path(root).expanduser() / path
+    missing = [part for part in ("train", "test") if not (path / part).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"folder:{path}: expected folders train and test with one folder a class in each, "
+            f"found no {' and no '.join(missing)} in {path.absolute()}."
+        )
+
+    import numpy as np
+    from torchvision.datasets import ImageFolder
+
+    try:
+        parts = [ImageFolder(str(path / part)) for part in ("train", "test")]
+    except FileNotFoundError as error:
+        raise ValueError(f"folder:{path}: {error}") from error
+    if parts[0].classes != parts[1].classes:
+        differ = sorted(set(parts[0].classes) ^ set(parts[1].classes))
+        raise ValueError(
+            f"folder:{path}: expected the same classes in train and test, but {differ[0]!r} is in "
+            "one of them only."
+        )
+    images: list[Tensor] = []
+    for part in parts:
+        for file, _ in part.samples:
+            image = torch.from_numpy(np.array(part.loader(file))).permute(2, 0, 1)
+            if images and image.shape != images[0].shape:
+                raise ValueError(
+                    f"folder:{path}: expected images of one size, as the first one's "
+                    f"{tuple(images[0].shape)} (channels, height, width), but {file} has "
+                    f"{tuple(image.shape)}; resize them."
+                )
+            images.append(image)
+    y = torch.tensor([label for part in parts for _, label in part.samples])
+    train, test = torch.arange(len(y)).split([len(part.samples) for part in parts])
+    return Source(torch.stack(images), y, train, test, labels=parts[0].classes, divide_by=255.0)
 
 
 def _uci(name: str, root: Path, split: int) -> Source:

@@ -396,7 +396,9 @@ class Graph:
         header = ("group", "kind", "units", "row", "read by", "prunable")
         table: list[Sequence[str]] = [header]
         for group in self:
-            readers = ", ".join(str(reader) for reader in group.readers) or "–"
+            readers = ", ".join(str(reader) for reader in group.readers[:2]) or "–"
+            if len(group.readers) > 2:
+                readers += f" and {len(group.readers) - 2} more"
             row = str(self.row_length(group.name)) if group.writers else "–"
             verdict = "yes" if group.prunable else f"no: {group.reason}"
             table.append((group.name, group.kind, str(group.size), row, readers, verdict))

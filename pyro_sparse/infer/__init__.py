@@ -3,11 +3,12 @@
 from . import schedules
 from .checkpoint import checkpoint_file, restore, save_checkpoint
 from .elbo import ELBO
-from .fit import Run, check_data, fit
+from .fit import OPTIMIZERS, Run, check_data, fit
 from .local_reparameterisation import LocalReparameterisation
 
 __all__ = [
     "ELBO",
+    "OPTIMIZERS",
     "LocalReparameterisation",
     "Run",
     "check_data",

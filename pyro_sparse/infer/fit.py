@@ -34,7 +34,7 @@ from .schedules import Schedule, cheap, cosine, ramp
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Run", "check_data", "fit"]
+__all__ = ["OPTIMIZERS", "Run", "check_data", "fit"]
 
 
 @dataclass
@@ -89,6 +89,18 @@ def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
 def fused_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Adam in one pass over the parameters."""
     return torch.optim.Adam(groups, fused=True)
+
+
+def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum 0.9, as residual networks are trained."""
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adam": fused_adam,
+    "sgd": sgd,
+}
+"""By the names of the command line."""
 
 
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["LEARNING_RATES", "Schedule", "cheap", "constant", "cosine", "linear", "ramp"]
+__all__ = ["LEARNING_RATES", "Schedule", "cheap", "constant", "cosine", "linear", "ramp", "steps"]
 
 Schedule = Callable[[float], float]
 
@@ -33,6 +33,17 @@ def cosine(hold: float = 0.0, end: float = 1.0) -> Schedule:
     """1 until ``hold``, then falling to 0 at ``end`` along half a cosine; 0 from there on."""
     fall = linear(hold, end)
     return lambda progress: 0.5 * (1 - math.cos(math.pi * fall(progress)))
+
+
+def steps(first: float = 0.5, second: float | None = None, factor: float = 0.1) -> Schedule:
+    """1 until ``first``, ``factor`` until ``second``, and its square from there on.
+
+    The schedule of residual networks: a tenth at one half and again at three quarters of training.
+    ``second`` is half-way between ``first`` and the end where it is not given.
+    """
+    second = (1 + first) / 2 if second is None else second
+    _ordered(first, second)
+    return lambda progress: factor ** ((progress >= first) + (progress >= second))
 
 
 def ramp(start: float = 0.0, hold: float = 0.0, change: float = 0.0) -> Schedule:
@@ -66,5 +77,6 @@ LEARNING_RATES: dict[str, Callable[[float], Schedule]] = {
     "constant": lambda _: constant(),
     "cosine": cosine,
     "linear": linear,
+    "steps": steps,
 }
 """By the names of the command line; each takes the share of training that is held at 1."""
