@@ -98,7 +98,7 @@ def compact_network(
         _place(small, graph, name, value)
     work = _Compaction(small, graph, tensors)
     readmitted = work.align(masks, align, scores or {}) if align else {}
-    report = {
+    report: dict[str, Any] = {
         "kept": _indices(masks),
         "removed": {n: i for n, i in _indices({n: ~m for n, m in masks.items()}).items() if i},
         "constant": {},

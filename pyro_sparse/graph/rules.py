@@ -90,7 +90,7 @@ class Read:
     emission: Tensor
     padded: bool
 
-    def constants(self) -> Tensor | None:
+    def constants(self) -> Tensor:
         """The constant of each column, ``(columns,)``; NaN where it is none that a bias can take.
 
         A bias imitates what is the same wherever it is read, and not cut off by zero padding.
@@ -446,13 +446,13 @@ def multihead_attention(step: Step) -> Any:
     values = [
         step.walk.values.get(node) for node in step.node.args[:3] if isinstance(node, fx.Node)
     ]
-    given = {key: value for key, value in step.node.kwargs.items() if value is not None}
+    settings = {key: value for key, value in step.node.kwargs.items() if value is not None}
     allowed = {
         "need_weights": (True, False),
         "average_attn_weights": (True,),
         "is_causal": (False,),
     }
-    unknown = [key for key, value in given.items() if value not in allowed.get(key, ())]
+    unknown = [key for key, value in settings.items() if value not in allowed.get(key, ())]
     weights_used = any(
         user.target is not operator.getitem or (user.args[1] != 0 and user.users)
         for user in step.node.users
@@ -469,8 +469,8 @@ def multihead_attention(step: Step) -> Any:
     output = step.output[0]
     inner = replace(step, output=output)
     if reason:
-        for value in step.inputs:
-            step.walk.atoms.block(value.labels, reason)
+        for given in step.inputs:
+            step.walk.atoms.block(given.labels, reason)
         return (inner.kept(), None)
     for value in values:
         step.read(value, len(output.shape) - 1, "in_proj_weight", 1)

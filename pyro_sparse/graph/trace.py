@@ -387,9 +387,9 @@ def _check(analysis: Analysis) -> None:
     ]
     while True:
         blocked = walk.atoms.blocked()
-        for step, value in values:
+        for name, value in values:
             if len(varying(walk, value, blocked)) > 1:
-                walk.atoms.block(value.labels, f"{step} has units in several dimensions")
+                walk.atoms.block(value.labels, f"{name} has units in several dimensions")
         if len(walk.atoms.blocked()) == len(blocked):
             break
     # Try to remove some units, several times: what moves entries must move those that are left.
@@ -488,6 +488,7 @@ class _Gathered:
                 elif use.kind == "row":
                     rows[unit][use.name, use.dim, gates[entry]].append(entry)
         made: dict[Any, list[tuple[int, dict[Any, list[int]]]]] = {}
+        kind: tuple[Any, ...]
         inputs = set(self.analysis.input_units().tolist())
         for unit, slices in rows.items():
             if unit in self.blocked or unit in inputs:
@@ -541,9 +542,10 @@ class _Gathered:
                 for value in self.analysis.traced.get_submodule(str(node.target)).parameters():
                     yield self.walk.names[id(value)]
             elif node.op == "get_attr":
-                value = functools.reduce(getattr, str(node.target).split("."), self.analysis.traced)
-                if id(value) in self.walk.names:
-                    yield self.walk.names[id(value)]
+                path = str(node.target).split(".")
+                direct: Any = functools.reduce(getattr, path, self.analysis.traced)
+                if id(direct) in self.walk.names:
+                    yield self.walk.names[id(direct)]
 
     def _group(
         self,

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from pyro_sparse.data import Batches
+from pyro_sparse.data import Batches, crop_and_flip
 
 X = torch.arange(20.0).reshape(10, 2)
 Y = torch.arange(10)
@@ -68,3 +69,50 @@ def test_state_resumes_the_order() -> None:
 def test_errors(x: torch.Tensor, y: torch.Tensor, size: int, drop_last: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Batches(x, y, size, drop_last=drop_last)
+
+
+def test_crop_and_flip_moves_and_mirrors() -> None:
+    # Every pixel its own number, so that each says where it came from.
+    image = torch.arange(1.0, 1 + 2 * 6 * 5).reshape(1, 2, 6, 5)
+    x = image.expand(64, -1, -1, -1)
+    out = crop_and_flip(2)(x, torch.Generator().manual_seed(0))
+    assert out.shape == x.shape
+    places = set()
+    for one in out:
+        found = [
+            (top, left, flipped)
+            for top in range(5)
+            for left in range(5)
+            for flipped in (False, True)
+            if torch.equal(one, shifted(image[0], top, left, flipped))
+        ]
+        assert len(found) == 1
+        places |= set(found)
+    assert len(places) > 20
+    assert {flipped for *_, flipped in places} == {False, True}
+
+
+def shifted(image: Tensor, top: int, left: int, flipped: bool) -> Tensor:
+    crop = torch.nn.functional.pad(image, [2] * 4)[:, top : top + 6, left : left + 5]
+    return crop.flip(2) if flipped else crop
+
+
+def test_augmented_batches_repeat_and_resume() -> None:
+    x, y = torch.randn(20, 1, 6, 6), torch.arange(20)
+
+    def loader() -> Batches:
+        return Batches(x, y, 8, seed=3, augment=crop_and_flip())
+
+    first, second = list(loader()), list(loader())
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+    one = loader()
+    list(one)
+    other = loader()
+    other.load_state_dict(one.state_dict())
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(one, other, strict=True))
+    assert not torch.equal(first[0][0], x[first[0][1]])
+
+
+def test_crop_and_flip_refuses_less_than_nothing() -> None:
+    with pytest.raises(ValueError, match="padding of at least 0"):
+        crop_and_flip(-1)

@@ -327,7 +327,7 @@ def test_missing_csv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("fashion_mnist", r"Did you mean fashion-mnist"),
         ("uci", r"Did you mean uci:NAME"),
         ("csv:", r"Did you mean csv:FILE"),
-        ("zzz", r"unknown data set 'zzz'. Known: .*csv:FILE\."),
+        ("zzz", r"unknown data set 'zzz'. Known: .*folder:DIR\."),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -385,3 +385,79 @@ def test_real_uci(data_root: Path, name: str, shape: tuple[int, ...], rows: int)
         assert len(data.train) + len(data.validation) + len(data.test) == rows
         tests.append(tuple(data.test.y.tolist()))
     assert len(set(tests)) == 5
+
+
+# Folders of images, and CIFAR-10
+
+
+def write_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), size: int = 6) -> Path:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(1)
+    for part, count in (("train", 5), ("test", 2)):
+        for name in classes:
+            (root / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = torch.randint(256, (size, size, 3), generator=generator)
+                image = Image.fromarray(pixels.to(torch.uint8).numpy())
+                image.save(root / part / name / f"{i}.png")
+    return root
+
+
+def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    folder = write_folder(tmp_path / "pets")
+    data = load(f"folder:{folder}", validation=0.4)
+    assert (len(data.train), len(data.validation), len(data.test)) == (6, 4, 4)
+    assert (data.input_shape, data.classes) == ((3, 6, 6), 2)
+    assert data.test.y.tolist() == [0, 0, 1, 1]
+    assert data.preprocessing["target"] == {"labels": ["cat", "dog"]}
+    first = torch.tensor(list(Image.open(folder / "test/cat/0.png").tobytes())).reshape(6, 6, 3)
+    assert torch.allclose(data.test.x[0], first.permute(2, 0, 1) / 255)
+    # A relative path is looked for in the data root as well.
+    monkeypatch.setenv("PYRO_SPARSE_DATA", str(tmp_path))
+    assert len(load("folder:pets").test) == 4
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="found no train and no test"):
+        load(f"folder:{tmp_path}")
+    write_folder(tmp_path)
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "cow")
+    with pytest.raises(ValueError, match="expected the same classes in train and test"):
+        load(f"folder:{tmp_path}")
+    (tmp_path / "test" / "cow").rename(tmp_path / "test" / "cat")
+    write_folder(tmp_path / "large", size=7)
+    (tmp_path / "large/test/cat/0.png").rename(tmp_path / "test/cat/0.png")
+    with pytest.raises(ValueError, match=r"images of one size.*\(3, 6, 6\).*\(3, 7, 7\)"):
+        load(f"folder:{tmp_path}")
+    (tmp_path / "test/cat").rename(tmp_path / "kept")
+    (tmp_path / "test/cat").mkdir()
+    with pytest.raises(ValueError, match="cat"):
+        load(f"folder:{tmp_path}")
+
+
+def test_cifar10_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py.*--download"):
+        load("cifar10", tmp_path)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(ValueError, match="missing or damaged"):
+        load("cifar10", tmp_path)
+
+    class Stub:
+        """As torchvision's class: arrays of pixels, channels last."""
+
+        classes = ["plane", "car"]
+
+        def __init__(self, root: Path, train: bool, download: bool) -> None:
+            count = 10 if train else 4
+            self.data = (torch.arange(count * 32 * 32 * 3) % 251).to(torch.uint8)
+            self.data = self.data.reshape(count, 32, 32, 3).numpy()
+            self.targets = [i % 2 for i in range(count)]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Stub)
+    data = load("cifar10", tmp_path, validation=0.2)
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 2, 4)
+    assert data.input_shape == (3, 32, 32)
+    assert torch.allclose(data.test.x[0, :, 0, 1] * 255, torch.tensor([3.0, 4.0, 5.0]))
