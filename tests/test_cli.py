@@ -261,3 +261,13 @@ def test_exports_that_cannot_be(run, tmp_path):
     assert "Did you mean median" in fail("export", run, "--out", tmp_path / "small", "--rule", "medan")
     assert "multiplicative noise" in fail("export", run, "--out", tmp_path / "x", "--rule", "snr")
     assert not (tmp_path / "small").exists()
+
+
+def test_explain_lists_groups_and_draws_them(tmp_path):
+    text = call("explain", "--net", "resnet20", "--picture", tmp_path / "groups.png")
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0][:4] == ["group", "kind", "units", "row"]
+    assert ["conv", "conv", "16", "3071"] in [line[:4] for line in lines]
+    assert "no: units of the network's output" in text
+    assert (tmp_path / "groups.png").stat().st_size > 10_000
+    assert "expected a shape such as" in fail("explain", "--net", "mlp:4", "--input", "3-4")

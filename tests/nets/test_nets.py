@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_sparse.nets import build, count_macs, count_parameters, lenet5_caffe, mlp
+from pyro_sparse.nets import (
+    Attention,
+    build,
+    count_macs,
+    count_parameters,
+    lenet5_caffe,
+    mlp,
+    resnet,
+    vit,
+)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +129,53 @@ def test_build_refuses(spec, message):
 def test_build_refuses_data_that_does_not_fit():
     with pytest.raises(ValueError, match=r"does not accept inputs of shape \(8,\)"):
         build("my_nets:fixed", (8,), 5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "macs", "parameters"),
+    [
+        ("vgg", 313_463_808, 14_987_210),
+        ("resnet20", 40_551_040, 269_722),
+        ("resnet32", 68_862_592, 464_154),
+        ("resnet56", 125_485_696, 853_018),
+        ("resnet20-b", 40_813_184, 272_474),
+        ("vit", 123_275_136, 1_806_154),
+    ],
+)
+def test_networks_for_small_images(spec, macs, parameters):
+    net = build(spec, (3, 32, 32), 10)
+    assert count_parameters(net) == parameters
+    assert count_macs(net, torch.zeros(1, 3, 32, 32)) == macs
+    assert build(spec, (1, 32, 32), 7, activation="silu")(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(21), "depth of 6n"),
+        (lambda: resnet(20, option="C"), "option 'A' or 'B'"),
+        (lambda: vit(size=30), "patches that tile 30×30"),
+        (lambda: vit(heads=5), "heads that divide the width 192"),
+        (lambda: build("vgg", (3, 8, 8), 10), "at least 16×16"),
+        (lambda: build("resnet20", (3, 8, 9), 10), "needs square images"),
+    ],
+)
+def test_networks_for_images_refuse(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_is_that_of_torch(batch_first):
+    torchs = nn.MultiheadAttention(12, 3, batch_first=batch_first).eval()
+    ours = Attention(12, 3, 4, batch_first=batch_first)
+    with torch.no_grad():
+        torchs.in_proj_bias.normal_()
+        parts = zip(torchs.in_proj_weight.chunk(3), torchs.in_proj_bias.chunk(3), strict=True)
+        for layer, (weight, bias) in zip((ours.query, ours.key, ours.value), parts, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        ours.out.load_state_dict(torchs.out_proj.state_dict())
+        query, key = torch.randn(5, 7, 12), torch.randn(5, 7, 12)
+        expected = torchs(query, key, key, need_weights=False)[0]
+        assert torch.allclose(ours(query, key, key)[0], expected, atol=1e-6)
