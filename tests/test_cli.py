@@ -264,7 +264,7 @@ def test_exports_that_cannot_be(run, tmp_path):
 
 
 def test_explain_lists_groups_and_draws_them(tmp_path):
-    text = call("explain", "--net", "resnet20", "--picture", tmp_path / "groups.png")
+    text = succeed("explain", "--net", "resnet20", "--picture", tmp_path / "groups.png")
     lines = [line.split() for line in text.splitlines()]
     assert lines[0][:4] == ["group", "kind", "units", "row"]
     assert ["conv", "conv", "16", "3071"] in [line[:4] for line in lines]

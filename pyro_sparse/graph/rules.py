@@ -443,9 +443,8 @@ def multihead_attention(step: Step) -> Any:
     """Units are heads: their rows in the three projections, their columns in the last one."""
     module = step.module
     assert isinstance(module, nn.MultiheadAttention)
-    values = [
-        step.walk.values.get(node) for node in step.node.args[:3] if isinstance(node, fx.Node)
-    ]
+    nodes = [node for node in step.node.args[:3] if isinstance(node, fx.Node)]
+    values: list[Value] = [step.walk.values[node] for node in nodes if node in step.walk.values]
     settings = {key: value for key, value in step.node.kwargs.items() if value is not None}
     allowed = {
         "need_weights": (True, False),

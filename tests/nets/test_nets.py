@@ -108,7 +108,7 @@ def test_build_from_factory():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("lenet5", "(?i)did you mean lenet5-caffe"),
+        ("lenet5", "(?i)did you mean .*lenet5-caffe"),
         ("mlp", "unknown net 'mlp'.*mlp:400-400"),
         ("mlp:a-b", "expected widths such as mlp:400-400"),
         ("mlp:0", "expected widths such as mlp:400-400"),
