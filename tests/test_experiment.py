@@ -256,3 +256,37 @@ def test_export_of_a_run_without_checkpoint(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match="checkpoint"):
         experiment.load(tmp_path)
+
+
+def test_recipe_for_residual_networks():
+    settings = experiment.settings_for("ss-gl", "folder:photos")
+    other = experiment.settings_for("ss-gl", "cifar10")
+    assert dataclasses.replace(other, data="folder:photos") == settings
+    assert (settings.net, settings.epochs, settings.batch_size) == ("resnet20", 300, 128)
+    assert (settings.optimizer, settings.lr, settings.schedule) == ("sgd", 0.1, "steps")
+    assert (settings.clip_norm, settings.slab_scale) == (1.0, 0.2)
+    assert settings.inclusion_probability == 1e-4
+    assert settings.augment
+
+
+def test_images_from_folders_train_with_augmentation(tmp_path):
+    """The recipe in small: a few images, three epochs, SGD."""
+    from PIL import Image
+
+    for part, count in (("train", 12), ("test", 3)):
+        for label in ("dark", "light"):
+            folder = tmp_path / "data" / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                level = 40 + 10 * i + 100 * (label == "light")
+                Image.new("RGB", (16, 16), (level % 256, level % 256, 90)).save(folder / f"{i}.png")
+    settings = experiment.settings_for(
+        *("ss-gl", f"folder:{tmp_path / 'data'}"),
+        **{"net": "lenet5-caffe", "epochs": 3, "batch_size": 8, "validation": 0.2},
+        inclusion_probability=0.5,
+    )
+    dataset = experiment.load_data(settings, None)
+    assert dataset.classes == 2
+    summary = experiment.run(settings, tmp_path / "run", dataset=dataset, progress=False)
+    assert summary["max_abs_diff_masked_compact"] <= 1e-5
+    assert summary["params_compact"] <= summary["params_dense"]

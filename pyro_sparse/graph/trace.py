@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 from collections import Counter, defaultdict
@@ -126,8 +127,11 @@ def groups(net: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         raise ValueError(
             f"a layer is named {INPUT!r}, which is the name of the group of input features: rename"
         )
-    traced = trace(net)
     examples = example if isinstance(example, tuple) else (example,)
+    if any(value.device.type != "cpu" for value in (*net.parameters(), *net.buffers(), *examples)):
+        # Labels live on the CPU.
+        net, examples = copy.deepcopy(net).cpu(), tuple(value.cpu() for value in examples)
+    traced = trace(net)
     with evaluating(net):
         analysis = analyse(net, traced, tuple(value.clone() for value in examples))
     return _Gathered(net, analysis).graph(examples)

@@ -412,6 +412,39 @@ def test_in_double_precision(name):
     check(net, bordered(*shape, dtype=torch.float64), tolerance=1e-12)
 
 
+@pytest.mark.parametrize("name", ["residual", "resnet-a", "densenet", "vit", "squeeze-excite"])
+def test_in_bfloat16(name):
+    make, shape = STRUCTURES[name]
+    net = unsettled(make().bfloat16())
+    small = check(net, bordered(*shape, dtype=torch.bfloat16), tolerance=0.05)
+    assert {value.dtype for value in small.parameters()} == {torch.bfloat16}
+
+
+def test_in_place_sums_and_activations():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.n = conv(3, 6), conv(6, 6), nn.BatchNorm2d(6)
+            self.act, self.out = nn.ReLU(inplace=True), head(6)
+
+        def forward(self, x):
+            x = self.act(self.a(x))
+            y = self.n(self.b(x))
+            y += x
+            return self.out(self.act(y))
+
+    net, x = unsettled(Net()), bordered(*IMAGE)
+    assert groups(net, x)["a"].size == 6
+    check(net, x)
+    # A value that is overwritten and read again is left alone.
+    net = Program(
+        lambda self, x: self.out(F.relu(h := self.a(x), inplace=True) + h),
+        a=conv(3, 6),
+        out=head(6),
+    )
+    assert "changes in place" in groups(net, x)["a"].reason
+
+
 def test_which_groups_are_found():
     """What is tied to what, in a few of them."""
 
