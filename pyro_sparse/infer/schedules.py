@@ -43,7 +43,7 @@ def steps(first: float = 0.5, second: float | None = None, factor: float = 0.1) 
     """
     second = (1 + first) / 2 if second is None else second
     _ordered(first, second)
-    return lambda progress: factor ** ((progress >= first) + (progress >= second))
+    return lambda progress: factor ** ((progress > first) + (progress > second))
 
 
 def ramp(start: float = 0.0, hold: float = 0.0, change: float = 0.0) -> Schedule:

@@ -66,9 +66,7 @@ def test_hold_and_rise_are_shares_of_one_training():
 
 def test_steps_divide_by_ten_at_a_half_and_three_quarters():
     schedule = schedules.steps()
-    assert [schedule(p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1)] == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01, 0.01]
-    )
+    assert values(schedule, 0, 0.5, 0.51, 0.75, 0.76, 1) == [1, 1, 0.1, 0.1, 0.01, 0.01]
     assert schedules.steps(0.2, 0.3, 0.5)(0.31) == 0.25
     with pytest.raises(ValueError, match="hold"):
         schedules.steps(0.8, 0.3)
