@@ -169,7 +169,6 @@ def run(
         path = pruning.iterate(
             posterior,
             loader,
-            epochs=epochs,
             rule=None if settings.rule is None and posterior.gaussians() else rule,
             max_passes=settings.passes,
             **_fit_options(settings, epochs, len(split), progress, retrain=True),
