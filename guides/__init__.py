@@ -26,6 +26,7 @@ from .log_normal_noise import LogNormalNoise
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
+from .turbo_markov import TurboMarkov
 
 __all__ = [
     "Deterministic",
@@ -37,6 +38,7 @@ __all__ = [
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
     "SpikeSlabGuide",
+    "TurboMarkov",
     "for_model",
 ]
 
@@ -77,3 +79,8 @@ def _(model: models.Deterministic, **options: Any) -> GroupGuide:
 @for_model.register
 def _(model: models.LogNormalNoise, **options: Any) -> GroupGuide:
     return LogNormalNoise(model, **options)
+
+
+@for_model.register
+def _(model: models.TurboMarkov, **options: Any) -> GroupGuide:
+    return TurboMarkov(model, **options)
