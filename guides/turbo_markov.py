@@ -14,6 +14,7 @@ from pyro_sparse.distributions import MarkovChain
 from pyro_sparse.graph import Group
 from pyro_sparse.models import TurboMarkov as Model
 from pyro_sparse.models.base import positive
+from pyro_sparse.models.turbo_markov import select
 
 from .base import GroupGuide, balanced_scales, key
 from .families import GaussianRows
@@ -22,94 +23,83 @@ __all__ = ["TurboMarkov"]
 
 
 class Hierarchy(nn.Module):
-    r"""q(s) and q(ρ) of one layer, and their coordinate updates.
+    r"""q(s) q(ρ | s) of one layer, and its coordinate update.
+
+    With :math:`S_j = Σ_i E w_{ji}²` over the :math:`m_j` weights of unit ``j``, and
+    :math:`(a_1, b_1) = (a, b)`, :math:`(a_0, b_0) = (\bar a, \bar b)`:
 
     .. math::
-        ρ_j &∼ \text{Gamma}(π_j a + (1 − π_j) \bar a + \tfrac{m_j}{2},\;
-            π_j b + (1 − π_j) \bar b + \tfrac12 Σ_i E w_{ji}²) \\
-        q(s) &∝ p(s) \exp(Σ_j e_j s_j), \qquad
-            e_j = E[\log p(ρ_j \mid s_j = 1) − \log p(ρ_j \mid s_j = 0)]
+        q(ρ_j \mid s_j = i) &= \text{Gamma}(a_i + m_j / 2,\; b_i + S_j / 2) \\
+        q(s) &∝ p(s) \exp(Σ_j e_j s_j), \qquad e_j = L_1 - L_0, \\
+        L_i &= \log \frac{Γ(a_i + m_j/2)}{Γ(a_i)} + a_i \log b_i
+               − (a_i + m_j/2) \log(b_i + S_j/2),
 
-    with the marginals π of q(s), by sum-product. Both are the exact maximisers of the evidence
-    lower bound given the rest. They are buffers: constants between two updates.
+    :math:`L_i` being :math:`\log ∫ p(ρ_j \mid s_j = i) \exp E \log p(w_j \mid ρ_j)\, dρ_j` up to
+    a constant. Together they are the exact maximiser of the evidence lower bound given q(w). What
+    they are computed from stands in buffers: constants between two updates.
     """
 
-    shape: Tensor
-    rate: Tensor
+    moments: Tensor
     initial_logits: Tensor
     transition_logits: Tensor
 
-    def __init__(self, model: Model, group: Group, probability: Tensor) -> None:
+    def __init__(self, model: Model, group: Group) -> None:
         super().__init__()
         # A tuple hides the model from nn.Module: its buffers are not the guide's.
         self._model, self._group = (model,), group
-        ones = torch.ones_like(model.density).expand(model.row_shape(group))
-        self.register_buffer("sizes", self._sum(ones))
         chain = model.chain(group)
-        logit = torch.logit(probability)
-        self.register_buffer("initial_logits", logit.expand(chain.batch_shape).clone())
-        self.register_buffer(
-            "transition_logits", logit.expand(chain.transition_logits.shape).clone()
-        )
-        self.register_buffer("shape", self.sizes.clone())
-        self.register_buffer("rate", self.sizes.clone())
-
-    def _sum(self, weights: Tensor) -> Tensor:
-        """Sums over the blocks of ``(units, row length)``, or over whole rows."""
-        size = self._model[0].block_size
-        if size is None:
-            return weights.sum(-1)
-        padded = nn.functional.pad(weights, (0, -weights.shape[-1] % size))
-        return padded.unflatten(-1, (-1, size)).sum(-1)
+        self.register_buffer("moments", model.sizes(group))
+        self.register_buffer("initial_logits", chain.initial_logits.clone())
+        self.register_buffer("transition_logits", chain.transition_logits.clone())
 
     def support(self) -> MarkovChain:
         """q(s)."""
         return MarkovChain(self.initial_logits, self.transition_logits)
 
-    def precision(self) -> dist.Gamma:
-        """q(ρ)."""
-        return dist.Gamma(self.shape, self.rate)
-
-    @torch.no_grad()
-    def update_precision(self, second_moments: Tensor) -> None:
-        """q(ρ) given q(s) and :math:`E w²`, ``(units, row length)``."""
-        on, off = self._model[0].gammas(self._group)
-        pi = self.support().mean
-        self.shape.copy_(
-            pi * on.concentration + (1 - pi) * off.concentration + 0.5 * self.sizes
-        )
-        self.rate.copy_(pi * on.rate + (1 - pi) * off.rate + 0.5 * self._sum(second_moments))
-
-    @torch.no_grad()
-    def update_support(self) -> None:
-        """q(s) given q(ρ)."""
+    def precisions(self) -> tuple[dist.Gamma, dist.Gamma]:
+        """q(ρ | s = 1) and q(ρ | s = 0)."""
         model, group = self._model[0], self._group
+        half, moment = model.sizes(group) / 2, self.moments / 2
+        on, off = (
+            dist.Gamma(prior.concentration + half, prior.rate + moment)
+            for prior in model.gammas(group)
+        )
+        return on, off
+
+    def precision(self, s: Tensor) -> dist.Gamma:
+        """q(ρ | s)."""
+        return select(s, *self.precisions())
+
+    def evidence(self) -> Tensor:
+        """:math:`e_j`, of the shape of s."""
+        (on, off), (prior_on, prior_off) = self.precisions(), self._model[0].gammas(self._group)
+        return _normaliser(prior_on, on) - _normaliser(prior_off, off)
+
+    @torch.no_grad()
+    def update(self, second_moments: Tensor) -> None:
+        """q(s) and q(ρ | s) at their optimum given :math:`E w²`, ``(units, row length)``."""
+        model, group = self._model[0], self._group
+        self.moments.copy_(model.block_sums(second_moments))
         chain = model.chain(group).condition(self.evidence())
         self.initial_logits.copy_(chain.initial_logits)
         self.transition_logits.copy_(chain.transition_logits)
 
-    def evidence(self) -> Tensor:
-        """:math:`e_j`, of the shape of s."""
-        on, off = self._model[0].gammas(self._group)
-        mean_log = torch.digamma(self.shape) - self.rate.log()
-        mean = self.shape / self.rate
-        return _expected_log_gamma(on, mean_log, mean) - _expected_log_gamma(off, mean_log, mean)
 
-
-def _expected_log_gamma(law: dist.Gamma, mean_log: Tensor, mean: Tensor) -> Tensor:
-    """E log Gamma(ρ; shape, rate), less E of −log ρ, which cancels in ratios."""
-    a, b = law.concentration, law.rate
-    return a * b.log() - torch.lgamma(a) + a * mean_log - b * mean
+def _normaliser(prior: dist.Gamma, posterior: dist.Gamma) -> Tensor:
+    """log of the integral of a Gamma's prior times its likelihood, in float64."""
+    a, b = prior.concentration.double(), prior.rate.double()
+    shape, rate = posterior.concentration.double(), posterior.rate.double()
+    value = torch.lgamma(shape) - torch.lgamma(a) + a * b.log() - shape * rate.log()
+    return value.to(prior.rate.dtype)
 
 
 class TurboMarkov(GroupGuide):
     r"""Guide of :class:`pyro_sparse.models.TurboMarkov`.
 
     .. math::
-        q = \prod_{layers} q(s)\, \prod_j \text{Gamma}(ρ_j; \hat a_j, \hat b_j)\,
-            \prod_{ji} N(w_{ji}; μ_{ji}, σ_{ji}²)
+        q = \prod_{layers} q(s) \prod_j q(ρ_j \mid s_j) \prod_{ji} N(w_{ji}; μ_{ji}, σ_{ji}²)
 
-    q(w) is trained by SVI. q(ρ) and q(s), in :class:`Hierarchy`, are set to their optimum given
+    q(w) is trained by SVI. q(s) and q(ρ | s), in :class:`Hierarchy`, are set to their optimum given
     q(w) every ``update_every`` calls in training mode, so the alternation needs no hook and runs
     under :func:`pyro_sparse.fit` and stock ``pyro.infer.SVI`` alike. At an optimum the bound is
     stationary in them, so q(w)'s gradient with both held fixed is that of the bound with both
@@ -118,8 +108,7 @@ class TurboMarkov(GroupGuide):
     :param variance: of q(w): ``"tied"`` (σ_ji = u_j v_i) or ``"full"``.
     :param initial_scale: initial σ of every weight, or ``"balanced"``, see
         :func:`~pyro_sparse.guides.base.balanced_scales`.
-    :param initial_inclusion: initial probability of being in, of every unit or block.
-    :param update_every: training calls between two updates of q(ρ) and q(s).
+    :param update_every: training calls between two updates of q(s) and q(ρ | s).
     :raises ValueError: for an unknown option or a number out of range.
     """
 
@@ -129,7 +118,6 @@ class TurboMarkov(GroupGuide):
         *,
         variance: str = "tied",
         initial_scale: float | str = "balanced",
-        initial_inclusion: float = 0.99,
         update_every: int = 1,
     ) -> None:
         super().__init__(model)
@@ -142,8 +130,6 @@ class TurboMarkov(GroupGuide):
                 )
         else:
             positive(initial_scale=initial_scale)
-        if not 0 < initial_inclusion < 1:
-            raise ValueError(f"expected initial_inclusion in (0, 1), got {initial_inclusion}")
         if update_every < 1:
             raise ValueError(f"expected update_every of at least 1, got {update_every}")
         self.update_every = update_every
@@ -154,17 +140,15 @@ class TurboMarkov(GroupGuide):
             [start[group.name].shape[1] for group in self._groups],
             [group.prunable for group in self._groups],
         )
-        probability = torch.full_like(model.density, initial_inclusion)
         self.hierarchies: Any = nn.ModuleDict()  # Hierarchy by group
         for group, own in zip(self._groups, balanced, strict=True):
             scale = own if isinstance(initial_scale, str) else float(initial_scale)
             family = GaussianRows(start[group.name], variance, scale)
             self.row_families[key(group)] = family
             if group.prunable:
-                hierarchy = Hierarchy(model, group, probability)
-                hierarchy.update_precision(self.second_moments(family))
-                self.hierarchies[key(group)] = hierarchy
+                self.hierarchies[key(group)] = Hierarchy(model, group)
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.update()
 
     @staticmethod
     def second_moments(family: GaussianRows) -> Tensor:
@@ -174,13 +158,11 @@ class TurboMarkov(GroupGuide):
 
     @torch.no_grad()
     def update(self) -> None:
-        """One round of coordinate updates: q(ρ), then q(s), of every layer."""
+        """q(s) and q(ρ | s) of every layer at their optimum given q(w)."""
         hierarchies = self.hierarchies
         for group, family in self.layers():
             if group.prunable:
-                hierarchy = hierarchies[key(group)]
-                hierarchy.update_precision(self.second_moments(family))
-                hierarchy.update_support()
+                hierarchies[key(group)].update(self.second_moments(family))
 
     def reduced(self) -> None:
         """Pruned units are known to be out; their neighbours hear of it."""
@@ -195,17 +177,17 @@ class TurboMarkov(GroupGuide):
         for group, family in self.layers():
             if group.prunable:
                 hierarchy = hierarchies[key(group)]
-                self._sample(f"{group.name}.support", group, hierarchy.support())
-                self._sample(f"{group.name}.precision", group, hierarchy.precision())
+                s = self._sample(f"{group.name}.support", group, hierarchy.support())
+                self._sample(f"{group.name}.precision", group, hierarchy.precision(s))
             self.sample_rows(group, family)
         self.sample_rest()
 
-    def _sample(self, site: str, group: Group, law: TorchDistributionMixin) -> None:
+    def _sample(self, site: str, group: Group, law: TorchDistributionMixin) -> Tensor:
         """A site of s or ρ; what belongs to one unit is the event, where units are apart."""
         law = law.to_event(max(0, len(law.batch_shape) - 1))
         if law.batch_shape:
             law = self.support.law(group.name, law).to_event(1)
-        pyro.sample(site, law)
+        return pyro.sample(site, law)
 
     # -- what the posterior reads ----------------------------------------------------------------
 

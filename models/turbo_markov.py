@@ -18,6 +18,14 @@ from .base import SparseModel, positive
 __all__ = ["TurboMarkov"]
 
 
+def select(s: Tensor, on: dist.Gamma, off: dist.Gamma) -> dist.Gamma:
+    """``on`` where s = 1, ``off`` where s = 0."""
+    return dist.Gamma(
+        torch.where(s > 0.5, on.concentration, off.concentration),
+        torch.where(s > 0.5, on.rate, off.rate),
+    )
+
+
 class TurboMarkov(SparseModel):
     r"""Support, precision, weights: the three layers of Turbo-VBI's prior.
 
@@ -120,9 +128,24 @@ class TurboMarkov(SparseModel):
     def gammas(self, group: Group) -> tuple[dist.Gamma, dist.Gamma]:
         """The priors of ρ given s = 1 and given s = 0."""
         length = self.row_shape(group)[1]
-        rate = self.shape * self.norm.square() / length
-        off_rate = self.off_shape * self.off_norm.square() / length
-        return dist.Gamma(self.shape, rate), dist.Gamma(self.off_shape, off_rate)
+        sizes = self.sizes(group)
+        shape, off_shape = self.shape * sizes / 2, self.off_shape * sizes / 2
+        rate = shape * self.norm.square() / length
+        off_rate = off_shape * self.off_norm.square() / length
+        return dist.Gamma(shape, rate), dist.Gamma(off_shape, off_rate)
+
+    def sizes(self, group: Group) -> Tensor:
+        """How many weights share each precision, as numbers of the shape of s."""
+        units, length = self.row_shape(group)
+        ones = torch.ones_like(self.density).expand(units, length)
+        return self.block_sums(ones)
+
+    def block_sums(self, weights: Tensor) -> Tensor:
+        """Sums of ``(units, row length)`` over rows, or over blocks: of the shape of s."""
+        if self.block_size is None:
+            return weights.sum(-1)
+        padded = nn.functional.pad(weights, (0, -weights.shape[-1] % self.block_size))
+        return padded.unflatten(-1, (-1, self.block_size)).sum(-1)
 
     def spread(self, group: Group, values: Tensor) -> Tensor:
         """``(units, row length)``: a block's number for each of its weights."""
@@ -138,11 +161,7 @@ class TurboMarkov(SparseModel):
             chain = self.support.law(group.name, chain).to_event(1)
         s = pyro.sample(f"{group.name}.support", chain)
 
-        on, off = self.gammas(group)
-        gamma = dist.Gamma(
-            torch.where(s > 0.5, on.concentration, off.concentration),
-            torch.where(s > 0.5, on.rate, off.rate),
-        )
+        gamma = select(s, *self.gammas(group))
         by_unit = self.support.law(group.name, gamma.to_event(s.dim() - 1))
         rho = pyro.sample(f"{group.name}.precision", by_unit.to_event(1))
 
