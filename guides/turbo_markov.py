@@ -108,6 +108,9 @@ class TurboMarkov(GroupGuide):
     :param variance: of q(w): ``"tied"`` (σ_ji = u_j v_i) or ``"full"``.
     :param initial_scale: initial σ of every weight, or ``"balanced"``, see
         :func:`~pyro_sparse.guides.base.balanced_scales`.
+    :param initial_norm: root-mean-square norm to which the initial rows of a prunable layer are
+        scaled, or None for the network's own. Below about three times the model's ``off_norm``,
+        units start out, and come in where the likelihood pulls them in: the way to few units.
     :param update_every: training calls between two updates of q(s) and q(ρ | s).
     :raises ValueError: for an unknown option or a number out of range.
     """
@@ -118,6 +121,7 @@ class TurboMarkov(GroupGuide):
         *,
         variance: str = "tied",
         initial_scale: float | str = "balanced",
+        initial_norm: float | None = None,
         update_every: int = 1,
     ) -> None:
         super().__init__(model)
@@ -130,6 +134,8 @@ class TurboMarkov(GroupGuide):
                 )
         else:
             positive(initial_scale=initial_scale)
+        if initial_norm is not None:
+            positive(initial_norm=initial_norm)
         if update_every < 1:
             raise ValueError(f"expected update_every of at least 1, got {update_every}")
         self.update_every = update_every
@@ -143,7 +149,11 @@ class TurboMarkov(GroupGuide):
         self.hierarchies: Any = nn.ModuleDict()  # Hierarchy by group
         for group, own in zip(self._groups, balanced, strict=True):
             scale = own if isinstance(initial_scale, str) else float(initial_scale)
-            family = GaussianRows(start[group.name], variance, scale)
+            rows = start[group.name]
+            if group.prunable and initial_norm is not None:
+                factor = initial_norm / rows.square().sum(-1).mean().sqrt()
+                rows, scale = rows * factor, scale * min(1.0, float(factor))
+            family = GaussianRows(rows, variance, scale)
             self.row_families[key(group)] = family
             if group.prunable:
                 self.hierarchies[key(group)] = Hierarchy(model, group)

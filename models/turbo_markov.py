@@ -167,9 +167,7 @@ class TurboMarkov(SparseModel):
 
         scale = self.spread(group, rho.rsqrt())
         normal = dist.Normal(torch.zeros_like(self.density), scale).to_event(1)
-        return pyro.sample(
-            f"{group.name}.rows", self.support.law(group.name, normal).to_event(1)
-        )
+        return pyro.sample(f"{group.name}.rows", self.support.law(group.name, normal).to_event(1))
 
     def rows(self) -> dict[str, Tensor]:
         return {

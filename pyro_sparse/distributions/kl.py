@@ -109,9 +109,7 @@ def _kl_log_normal_half_cauchy_factors(p: Independent, q: HalfCauchyFactors) -> 
 def _kl_markov_chain(p: MarkovChain, q: MarkovChain) -> Tensor:
     """KL of the first nodes, and of every step averaged over the node before it under p."""
     if p.event_shape != q.event_shape:
-        raise ValueError(
-            f"KL between chains of lengths {p.event_shape[0]} and {q.event_shape[0]}"
-        )
+        raise ValueError(f"KL between chains of lengths {p.event_shape[0]} and {q.event_shape[0]}")
     before = p.log_marginals()[..., :-1, :].exp()
     steps = _gate(before, _kl_inclusion(p.transition_logits, q.transition_logits))
     return _kl_inclusion(p.initial_logits, q.initial_logits) + steps.sum((-1, -2))

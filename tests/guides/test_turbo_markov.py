@@ -73,7 +73,7 @@ def test_updates_maximise_the_bound(block_size):
             moved = list(parts)
             moved[index] = part + step * torch.rand_like(part)
             assert bound(*moved) < best
-    # Stationary, and numerical optimisation from elsewhere arrives at the same bound.
+    # Stationary: numerical optimisation from elsewhere arrives at the same bound.
     parts = [part.clone().requires_grad_() for part in parts]
     gradients = torch.autograd.grad(bound(*parts), parts)
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-8
@@ -115,9 +115,7 @@ def test_each_update_raises_the_bound(block_size):
 def test_the_bound_is_the_log_normaliser_of_the_chain():
     model, guide = build()
     group, hierarchy, moments = layer(guide)
-    reached = negative_kl(
-        model, guide, group, hierarchy.support(), hierarchy.precisions(), moments
-    )
+    reached = negative_kl(model, guide, group, hierarchy.support(), hierarchy.precisions(), moments)
     # log Σ_s p(s) Π_j ∫ p(ρ|s_j) exp E log N(w_j|ρ) dρ, the integral by quadrature over log ρ
     log_rho = torch.linspace(-25, 25, 40_001, dtype=torch.float64)
     rho = log_rho.exp()
@@ -182,7 +180,7 @@ def test_stock_svi_and_closed_kls(block_size):
 
 
 def test_updates_come_in_training_mode_every_so_many_calls():
-    model, guide = build()
+    _, guide = build()
     guide.update_every = 3
     moments = guide.hierarchies["fc1"].moments
     changed = []
@@ -196,7 +194,8 @@ def test_updates_come_in_training_mode_every_so_many_calls():
     guide.eval()
     before = moments.clone()
     guide()
-    assert torch.equal(before, moments) and guide.calls == 6
+    assert torch.equal(before, moments)
+    assert guide.calls == 6
 
 
 @pytest.mark.parametrize("block_size", [None, 2])
@@ -212,7 +211,8 @@ def test_inclusion_is_that_of_the_chain(block_size):
         expected = draws.mean(0) if block_size is None else draws.amax(-1).mean(0)
         assert value.shape == (model.graph[name].size,)
         assert torch.allclose(value, expected, atol=0.02)
-        assert value.min() < 0.3 and value.max() > 0.9
+        assert value.min() < 0.3
+        assert value.max() > 0.9
 
 
 @pytest.mark.parametrize("block_size", [None, 2])
@@ -232,7 +232,8 @@ def test_compact_equals_masked(block_size):
             guide.row_families["fc1"].log_scale[unit, :2] = -9.0
         guide.update()
         inside = guide.hierarchies["fc1"].support().mean > 0.5
-        assert inside[unit].tolist() == [False, True] and posterior.keep()["fc1"][unit]
+        assert inside[unit].tolist() == [False, True]
+        assert posterior.keep()["fc1"][unit]
         rows = guide.mean_rows()["fc1"]
         assert torch.equal(rows != 0, model.spread(model.graph["fc1"], inside))
         assert torch.allclose(ps.compact(posterior)(x), posterior.masked(x), atol=1e-10)
@@ -247,7 +248,8 @@ def test_pruned_units_pay_nothing_and_stay_out(block_size):
     guide.reduced()
     guide.eval()
     pip = ps.Posterior(model, guide).inclusion()["fc1"]
-    assert (pip[~keep] == 0).all() and (pip[keep] > 0).all()
+    assert (pip[~keep] == 0).all()
+    assert (pip[keep] > 0).all()
     torch.manual_seed(0)
     before = ELBO().estimate(model, guide, x, y)
     with torch.no_grad():
@@ -260,12 +262,13 @@ def test_pruned_units_pay_nothing_and_stay_out(block_size):
     if block_size is None:
         # Of the chain, what is left: p and q both know who is out.
         q, p = guide.hierarchies["fc1"].support(), model.chain(model.graph["fc1"])
-        assert (q.mean[~keep] == 0).all() and (p.mean[~keep] == 0).all()
+        assert (q.mean[~keep] == 0).all()
+        assert (p.mean[~keep] == 0).all()
         assert kl_divergence(q, p).isfinite()
 
 
 def test_state_dict_round_trip():
-    model, guide = build()
+    _, guide = build()
     _, other = build(density=0.2)
     other.load_state_dict(guide.state_dict())
     assert other.calls == guide.calls

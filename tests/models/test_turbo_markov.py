@@ -1,5 +1,6 @@
 """The hierarchy's density, from SciPy's own, and what the model refuses."""
 
+import itertools
 import math
 
 import numpy as np
@@ -22,7 +23,7 @@ def make(**options):
 def log_chain(s):
     """λ + κ (s − λ) for the next."""
     total = stats.bernoulli.logpmf(s[0], DENSITY)
-    for before, after in zip(s[:-1], s[1:], strict=True):
+    for before, after in itertools.pairwise(s):
         total += stats.bernoulli.logpmf(after, DENSITY + PERSISTENCE * (before - DENSITY))
     return total
 
