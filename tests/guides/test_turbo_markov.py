@@ -22,7 +22,9 @@ def build(block_size=None, dtype=torch.float64, variance="full", **options):
         torch.zeros(2, 3, dtype=dtype),
         num_data=9,
         block_size=block_size,
-        **{"density": 0.4, "persistence": 0.3, "off_shape": 3.0, "off_norm": 0.4} | options,
+        **{"density": 0.4, "persistence": 0.3, "shape": 1.0, "norm": 3.0}
+        | {"off_shape": 3.0, "off_norm": 0.4}
+        | options,
     )
     guide = guides.for_model(model, variance=variance)
     with torch.no_grad():

@@ -65,7 +65,9 @@ def test_density(block_size, sizes):
 
 
 def test_rows_have_the_norms_of_the_prior():
-    model = models.TurboMarkov(mlp([200, 300, 2]), torch.zeros(2, 200), num_data=9, density=0.5)
+    model = models.TurboMarkov(
+        mlp([200, 300, 2]), torch.zeros(2, 200), num_data=9, density=0.5, off_shape=20.0
+    )
     trace = poutine.trace(model.rows).get_trace()
     s, rows = (trace.nodes[f"fc1.{name}"]["value"] for name in ("support", "rows"))
     on, off = (rows[s == value].norm(dim=1).median().item() for value in (1, 0))
