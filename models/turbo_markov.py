@@ -53,10 +53,12 @@ class TurboMarkov(SparseModel):
 
     :param density: λ, the prior probability of being in, in (0, 1).
     :param persistence: κ in [0, 1); 0 makes units independent.
-    :param shape: ``a``; small is vague: precisions of very different size count as in.
+    :param shape: strength of the prior of ρ of a unit that is in, counted in rows:
+        :math:`a` is ``shape`` times m/2. Large: the unit's weights are Gaussian of one scale.
     :param norm: ``r``, root-mean-square norm of a row at the mean precision of a unit that is in.
-    :param off_shape: :math:`\bar a`.
-    :param off_norm: :math:`\bar r`, the same of a unit that is out; below ``norm``.
+    :param off_shape: the same as ``shape`` of a unit that is out, for :math:`\bar a`. Small: heavy
+        tails, so that a unit counts as out far above ``off_norm``, and is drawn down to it.
+    :param off_norm: :math:`\bar r`, the norm of a unit that is out; below ``norm``.
     :param block_size: weights a block, or None for whole rows.
     :raises ValueError: for a number out of range, and for ``prune_inputs``: the hierarchy lives on
         weights, a gate on inputs has none.
@@ -73,9 +75,9 @@ class TurboMarkov(SparseModel):
         *,
         density: float = 0.1,
         persistence: float = 0.5,
-        shape: float = 1.0,
-        norm: float = 3.0,
-        off_shape: float = 10.0,
+        shape: float = 20.0,
+        norm: float = 5.0,
+        off_shape: float = 0.2,
         off_norm: float = 0.03,
         block_size: int | None = None,
         **shared: Any,
