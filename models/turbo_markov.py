@@ -54,7 +54,8 @@ class TurboMarkov(SparseModel):
     :param density: λ, the prior probability of being in, in (0, 1).
     :param persistence: κ in [0, 1); 0 makes units independent.
     :param shape: strength of the prior of ρ of a unit that is in, counted in rows:
-        :math:`a` is ``shape`` times m/2. Large: the unit's weights are Gaussian of one scale.
+        :math:`a` is ``shape`` times m/2. Large: the unit's weights are Gaussian of one scale. Above
+        ``off_shape``, rows far larger than ``norm`` (11 and more by default) count as out again.
     :param norm: ``r``, root-mean-square norm of a row at the mean precision of a unit that is in.
     :param off_shape: the same as ``shape`` of a unit that is out, for :math:`\bar a`. Small: heavy
         tails, so that a unit counts as out far above ``off_norm``, and is drawn down to it.
