@@ -27,6 +27,7 @@ from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
+from .turbo_markov import TurboMarkov
 
 __all__ = [
     "Deterministic",
@@ -39,6 +40,7 @@ __all__ = [
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
     "SpikeSlabGuide",
+    "TurboMarkov",
     "for_model",
 ]
 
@@ -84,3 +86,8 @@ def _(model: models.LogNormalNoise, **options: Any) -> GroupGuide:
 @for_model.register
 def _(model: models.ReducibleGaussian, **options: Any) -> GroupGuide:
     return ReducibleGaussian(model, **options)
+
+
+@for_model.register
+def _(model: models.TurboMarkov, **options: Any) -> GroupGuide:
+    return TurboMarkov(model, **options)

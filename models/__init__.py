@@ -18,6 +18,7 @@ from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
 from .support import Support
+from .turbo_markov import TurboMarkov
 
 __all__ = [
     "Deterministic",
@@ -28,5 +29,6 @@ __all__ = [
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
     "Support",
+    "TurboMarkov",
     "layerwise_inclusion_logits",
 ]

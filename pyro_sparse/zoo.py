@@ -142,6 +142,17 @@ ZOO: dict[str, Entry] = {
             guide_options=("initial_scale", "last_layer"),
             settings={"initial_scale": 0.1, "passes": 30},
         ),
+        Entry(
+            name="turbo-vbi",
+            model="TurboMarkov",
+            title="three-layer hierarchy with a Markov support (Turbo-VBI)",
+            paper="Xia, Tsang, Lau, IEEE TSP 71 (2023)",
+            prior="s a Markov chain of units, ρ | s ~ Gamma(a_s, b_s), w | ρ ~ N(0, 1/ρ)",
+            guide="s a chain by sum-product, ρ | s gamma, both closed; Gaussian w by SVI",
+            rule="inclusion probability > ½",
+            use="neighbouring units, or blocks of weights, should be kept or dropped together",
+            guide_options=("variance", "initial_scale"),
+        ),
         _reference(
             "magnitude",
             "pruning by magnitude",

@@ -29,6 +29,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
+from pyro_sparse.distributions.markov_chain import MarkovChain
 from pyro_sparse.distributions.spike_and_slab import SpikeAndSlab
 from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
@@ -123,6 +124,16 @@ def _kl_log_normal_half_cauchy_factors(p: Independent, q: HalfCauchyFactors) -> 
     a = _kl_log_normal(loc_a, scale_a, half, -2 * q.scale.log())
     b = _kl_log_normal(-loc_b, scale_b, half, torch.zeros_like(half))
     return a + b
+
+
+@register_kl(MarkovChain, MarkovChain)
+def _kl_markov_chain(p: MarkovChain, q: MarkovChain) -> Tensor:
+    """KL of the first nodes, and of every step averaged over the node before it under p."""
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"KL between chains of lengths {p.event_shape[0]} and {q.event_shape[0]}")
+    before = p.log_marginals()[..., :-1, :].exp()
+    steps = _gate(before, _kl_inclusion(p.transition_logits, q.transition_logits))
+    return _kl_inclusion(p.initial_logits, q.initial_logits) + steps.sum((-1, -2))
 
 
 @register_kl(TruncatedNormal, Uniform)

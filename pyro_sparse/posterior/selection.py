@@ -68,6 +68,11 @@ def _(model: models.LogNormalNoise) -> SelectionRule:
     return SignalToNoise()
 
 
+@default_rule.register
+def _(model: models.TurboMarkov) -> SelectionRule:
+    return MedianProbability()
+
+
 # -- rules that belong to a kind of posterior ------------------------------------------------------
 
 

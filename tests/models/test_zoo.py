@@ -36,6 +36,8 @@ TestReducibleGaussian = case(models.ReducibleGaussian)
 TestReducibleGaussianJoint = case(
     models.ReducibleGaussian, guide_options={"last_layer": "joint"}
 )
+TestTurboMarkov = case(models.TurboMarkov)
+TestTurboMarkovBlocks = case(models.TurboMarkov, block_size=4)
 TestDeterministic = case(models.Deterministic, proper=False)
 TestDeterministicWeightDecay = case(models.Deterministic, prior_scale=1.0)
 
