@@ -220,6 +220,26 @@ class GroupGuide(LocalPyroModule):
                 rows[group.name] = family.loc * scales[group.name].unsqueeze(-1)
         return rows
 
+    def row_variances(self) -> dict[str, Tensor]:
+        """Posterior variance of the effective rows of *included* units, ``(units, row length)``.
+
+        Marginal over the units' scales; empty unless all rows are Gaussian given those.
+        """
+        scales, squares = self.scales(), self.squared_scales()
+        variances = {}
+        for group, family in self.layers():
+            if not isinstance(family, GaussianRows):
+                return {}
+            slab: Any = family.slab()
+            variance = slab.variance
+            if group.name in scales:
+                # Var(ρ w̃) = E ρ² Var w̃ + Var ρ (E w̃)²
+                square = squares[group.name].unsqueeze(-1)
+                spread = square - scales[group.name].square().unsqueeze(-1)
+                variance = square * variance + spread.clamp_min(0) * family.loc.square()
+            variances[group.name] = variance.detach()
+        return variances
+
     def mean_input(self) -> Tensor | None:
         """Posterior mean of a multiplicative noise on the inputs, ``(units,)``, where one is."""
         return None

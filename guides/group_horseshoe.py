@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
@@ -12,7 +13,7 @@ from pyro_sparse.models import GroupHorseshoe as Model
 from pyro_sparse.models.half_cauchy import HalfCauchyModel
 
 from .families import LogNormalFamily
-from .half_cauchy import HalfCauchyGuide
+from .half_cauchy import HalfCauchyGuide, settled_factors
 
 __all__ = ["GroupHorseshoe"]
 
@@ -24,11 +25,13 @@ class GroupHorseshoe(HalfCauchyGuide):
     half-Cauchy scale. A unit that the data do not need has :math:`\tilde w_j` at its prior, which
     costs nothing, and pays about :math:`-\log ρ_j` nats for a scale ρ_j that silences it.
 
-    :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight; the paper's family).
-    :param initial_scale: initial σ of every weight's :math:`\tilde w`, or ``"balanced"``: by layer,
-        see :func:`~pyro_sparse.guides.base.balanced_scales`.
-    :param initial_unit_scale: initial median of every unit's scale :math:`s_l τ_j`, split evenly
-        between both; input features start at a mean of 1.
+    :param variance: ``"full"`` (one a weight; the paper's family) or ``"tied"`` (σ_ji = u_j v_i,
+        which holds units that are out above a KL of 0 where those that are in need other v_i).
+    :param initial_scale: initial σ of every :math:`\tilde w_{ji}`, that is, relative to the unit's
+        scale, or ``"balanced"``: by layer, see :func:`~pyro_sparse.guides.base.balanced_scales`.
+    :param initial_unit_scale: initial median of every unit's scale :math:`s_l τ_j`, or ``"rows"``:
+        the root mean square of the unit's weights in the network, so that :math:`\tilde w_j` starts
+        where its prior has it. Input features start at 1.
     :param initial_log_scale: initial standard deviation of the factors' logs.
     :raises ValueError: for an unknown option or a number out of range.
     """
@@ -37,18 +40,44 @@ class GroupHorseshoe(HalfCauchyGuide):
         self,
         model: Model,
         *,
-        variance: str = "tied",
-        initial_scale: float | str = "balanced",
-        initial_unit_scale: float = 0.1,
+        variance: str = "full",
+        initial_scale: float | str = 0.1,
+        initial_unit_scale: float | str = "rows",
         initial_log_scale: float = 0.1,
     ) -> None:
         super().__init__(model)
+        if initial_unit_scale != "rows" and not (
+            isinstance(initial_unit_scale, int | float) and initial_unit_scale > 0
+        ):
+            raise ValueError(
+                f"expected a positive initial_unit_scale or 'rows', got {initial_unit_scale!r}"
+            )
         self.make_rows(model, variance, initial_scale)
-        self.make_scales(model, initial_unit_scale**0.5, initial_log_scale)
+        rows = model.initial_rows()
+        like = model.global_scale
+
+        def log_scales(name: str, size: int) -> Tensor:
+            if name == "input":
+                return torch.zeros_like(like).expand(size)
+            if not isinstance(initial_unit_scale, str):
+                return torch.full_like(like, math.log(initial_unit_scale)).expand(size)
+            # A unit whose weights are all 0 starts small, not at −∞.
+            return rows[name].square().mean(1).clamp_min(1e-12).log() / 2
+
+        # The layer's scale is the geometric mean of its units' scales.
+        self.make_scales(
+            model,
+            lambda name, size: settled_factors(
+                log_scales(name, size) - log_scales(name, size).mean(), model.local_scale
+            ),
+            initial_log_scale,
+        )
         self.global_scale: Any = nn.ModuleDict()  # LogNormalFamily by group
-        for name, family in self.local_scale.items():
-            start = family.loc.detach()[0]
-            self.global_scale[name] = LogNormalFamily(start, initial_log_scale, event_dim=1)
+        for name in self.scaled_groups(model):
+            mean = log_scales(name, model.graph[name].size).mean()
+            self.global_scale[name.replace(".", "/")] = LogNormalFamily(
+                settled_factors(mean, model.global_scale), initial_log_scale, event_dim=1
+            )
         self.match_network()
         if model.prune_inputs:
             self._match_inputs(model)

@@ -24,7 +24,8 @@ class GroupNormalJeffreys(GroupGuide):
     The KL of z_j is a function of the dropout rate :math:`α_j = σ_{z_j}² / μ_{z_j}²` alone, see
     :class:`~pyro_sparse.distributions.NormalJeffreys`.
 
-    :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight; the paper's family).
+    :param variance: ``"full"`` (one a weight; the paper's family) or ``"tied"`` (σ_ji = u_j v_i,
+        which holds units that are out above a KL of 0 where those that are in need other v_i).
     :param initial_scale: initial σ of every weight's :math:`\tilde w`, or ``"balanced"``: by layer,
         see :func:`~pyro_sparse.guides.base.balanced_scales`.
     :param initial_unit_scale: initial σ_z of every unit; μ_z starts at 1.
@@ -37,7 +38,7 @@ class GroupNormalJeffreys(GroupGuide):
         self,
         model: Model,
         *,
-        variance: str = "tied",
+        variance: str = "full",
         initial_scale: float | str = "balanced",
         initial_unit_scale: float = 0.05,
         scale_draws: str = "batch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,16 +32,22 @@ class HalfCauchyGuide(GroupGuide):
         raise NotImplementedError
 
     def make_scales(
-        self, model: HalfCauchyModel, initial_local_scale: float, initial_log_scale: float
+        self,
+        model: HalfCauchyModel,
+        factors: Callable[[str, int], Tensor],
+        initial_log_scale: float,
     ) -> None:
-        """Families of every unit's τ²: for layers that may be pruned, and inputs that are."""
-        positive(initial_local_scale=initial_local_scale, initial_log_scale=initial_log_scale)
+        """Families of every unit's τ²: for layers that may be pruned, and inputs that are.
+
+        :param factors: by name and size of a group the initial logs of its factors, ``(units, 2)``.
+        :param initial_log_scale: initial standard deviation of the logs.
+        """
+        positive(initial_log_scale=initial_log_scale)
         self.local_scale = nn.ModuleDict()
-        # τ² = a b: the logs of both factors start at log τ.
-        start = torch.full_like(model.global_scale, math.log(initial_local_scale))
         for name in self.scaled_groups(model):
+            start = factors(name, model.graph[name].size)
             self.local_scale[name.replace(".", "/")] = LogNormalFamily(
-                start.expand(model.graph[name].size, 2), initial_log_scale, event_dim=1
+                start, initial_log_scale, event_dim=1
             )
         # Gauss–Hermite nodes for E ρ̃: log ρ is Gaussian under q.
         nodes, weights = np.polynomial.hermite_e.hermegauss(32)
@@ -83,3 +88,19 @@ class HalfCauchyGuide(GroupGuide):
             for group in self._groups
             if group.prunable
         }
+
+
+def settled_factors(log_scale: Tensor, prior_scale: Tensor) -> Tensor:
+    r"""Logs of the factors (a, b) with :math:`\sqrt{ab}` as given that have the least KL.
+
+    The KL of two log-normals depends on how :math:`\log a + \log b = L` is split by
+    :math:`−\log a + a/θ + 1/b` with :math:`θ` the squared scale of the half-Cauchy, which is least
+    at :math:`1/a = 1/θ + e^{−L}`. An even split under a small θ would start at a KL of 1/θ.
+
+    :param log_scale: log of the scale, any shape.
+    :param prior_scale: scale of the half-Cauchy.
+    :returns: ``(..., 2)``.
+    """
+    both = 2 * log_scale
+    first = -torch.logaddexp(-2 * prior_scale.log(), -both)
+    return torch.stack([first, both - first], dim=-1)

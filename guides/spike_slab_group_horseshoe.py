@@ -9,6 +9,7 @@ import pyro
 import torch
 
 from pyro_sparse.models import SpikeSlabGroupHorseshoe as Model
+from pyro_sparse.models.base import positive
 
 from .base import SpikeSlabGuide
 from .families import LogNormalFamily
@@ -38,8 +39,11 @@ class SpikeSlabGroupHorseshoe(HalfCauchyGuide, SpikeSlabGuide):
         **shared: Any,
     ) -> None:
         super().__init__(model, **shared)
-        self.make_scales(model, initial_local_scale, initial_log_scale)
+        positive(initial_local_scale=initial_local_scale)
         zero = torch.zeros_like(model.slab_scale)
+        # τ² = a b: the logs of both factors start at log τ.
+        start = zero + math.log(initial_local_scale)
+        self.make_scales(model, lambda name, size: start.expand(size, 2), initial_log_scale)
         self.global_scale = LogNormalFamily(zero.expand(2), initial_log_scale, event_dim=1)
         self.match_network()
 
