@@ -225,6 +225,9 @@ class GroupGuide(LocalPyroModule):
 
         Marginal over the units' scales; empty unless all rows are Gaussian given those.
         """
+        laws = self.gaussians()
+        if laws:
+            return {name: law.variance for name, law in laws.items()}
         scales, squares = self.scales(), self.squared_scales()
         variances = {}
         for group, family in self.layers():
