@@ -85,7 +85,7 @@ ZOO: dict[str, Entry] = {
             paper="Louizos, Ullrich, Welling, NeurIPS 2017",
             prior="w ~ N(0, s² τ² I), s half-Cauchy a layer and τ a unit",
             guide="log-normal factors of s and τ, Gaussian rows, full or tied variance",
-            rule="mean log scale above a threshold",
+            rule="mean log scale within 2 of the layer's largest",
             use="you want continuous shrinkage without a spike, and weights in few bits",
         ),
         Entry(

@@ -355,6 +355,18 @@ def test_default_rules(cls, prune_inputs):
         rule(float("nan"))
 
 
+def test_log_scales_within_the_layer_or_not():
+    posterior = fitted(models.GroupHorseshoe, mlp([6, 9, 6, 2]), torch.randn(4, 6))
+    with torch.no_grad():
+        posterior.guide.global_family("fc1").loc.sub_(10.0)
+    scales = posterior.log_scales()["fc1"]
+    assert posterior.keep()["fc1"].tolist() == [True, False, False] * 3
+    absolute = LogScale(float(scales.max()) - 0.01, relative=False)(posterior)
+    assert int(absolute["fc1"].sum()) == 1
+    assert not LogScale(float(scales.max()), relative=False)(posterior)["fc1"].any()
+    assert int(LogScale(-1e-6)(posterior)["fc1"].sum()) == 1
+
+
 @pytest.mark.parametrize("cls", BOTH)
 def test_measures_order_units_as_the_rules_do(cls):
     posterior = fitted(cls, mlp([6, 9, 6, 2]), torch.randn(4, 6))
