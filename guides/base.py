@@ -123,7 +123,9 @@ class GroupGuide(LocalPyroModule):
 
     def sample_units(self, site: str, name: str, family: nn.Module, **infer: Any) -> Tensor:
         """A site with an event for every unit of the group ``name``; pruned ones pay no KL."""
-        law = self.support.law(name, family())
+        law = family()
+        if law.batch_shape:  # a joint law of all units pays for what the prior's mask leaves in
+            law = self.support.law(name, law)
         options: Any = infer
         return pyro.sample(site, law.to_event(len(law.batch_shape)), infer=options)
 

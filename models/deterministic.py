@@ -38,13 +38,12 @@ class Deterministic(SparseModel):
     def rows(self) -> dict[str, Tensor]:
         rows = {}
         for group in self.layers:
-            units, length = self.row_shape(group)
+            shape = self.row_shape(group)
             if self.prior_scale is None:
-                flat = dist.constraints.real_vector
-                prior = dist.ImproperUniform(flat, (units,), (length,))
+                prior = dist.ImproperUniform(dist.constraints.real, shape, ())
             else:
                 zero = torch.zeros_like(self.prior_scale)
-                prior = dist.Normal(zero, self.prior_scale).expand((units, length)).to_event(1)
-            law = self.support.law(group.name, prior)
+                prior = dist.Normal(zero, self.prior_scale).expand(shape)
+            law = self.support.law(group.name, prior.to_event(1))
             rows[group.name] = pyro.sample(f"{group.name}.rows", law.to_event(1))
         return rows

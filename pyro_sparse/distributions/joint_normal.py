@@ -30,9 +30,7 @@ class JointNormal(TorchDistribution):
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
-    def __init__(
-        self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None) -> None:
         if loc.dim() != 2 or scale_tril.shape != (loc.numel(), loc.numel()):
             raise ValueError(
                 "JointNormal needs loc (K, m) and scale_tril (K·m, K·m), got loc "

@@ -1,8 +1,8 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
+from . import importance, precision, pruning, reduction, selection
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
-from . import importance, precision, pruning, reduction, selection
 from .precision import suggested_bits
 from .selection import (
     BMRS,

@@ -156,8 +156,8 @@ class Shapley:
     units of other layers are all in, and ``v`` is the mean log-likelihood per example of the
     network at posterior means. Estimated by permutation sampling (Castro, Gómez, Tejada 2009), each
     order also walked backwards (antithetic). The values of a layer sum to v(all) − v(none) exactly.
-    The idea of ranking units as players of a game is that of Diaz-Ortiz et al. (GTAP, 2023); this is
-    an estimator of our own. Not Bayesian: a baseline.
+    The idea of ranking units as players of a game is that of Diaz-Ortiz et al. (GTAP, 2023); this
+    is an estimator of our own. Not Bayesian: a baseline.
 
     Attributes:
         x: examples to score on.

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from pyro_sparse import nets
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TruncatedLogNormal
-from pyro_sparse.graph import evaluating
+from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
@@ -138,6 +138,15 @@ class Posterior:
         self.guide.reduced()
         return removed
 
+    def prunable_groups(self) -> list[Group]:
+        """The groups whose units this posterior may drop, in the network's order."""
+        inclusion, support = self.inclusion(), self.model.support
+        return [
+            group
+            for group in self.model.graph
+            if group.name in inclusion or (group.prunable and group.name in support)
+        ]
+
     def macs(self, keep: Mapping[str, Tensor]) -> int:
         """Multiply-accumulate operations of the compact network for one input, by its shapes."""
         if self._layer_macs is None:
@@ -161,10 +170,8 @@ class Posterior:
         keep = self.keep(rule)
         inclusion = self.inclusion()
         groups = []
-        for group in self.model.graph:
+        for group in self.prunable_groups():
             name = group.name
-            if name not in inclusion and not (group.prunable and name in self.model.support):
-                continue
             pip = inclusion.get(name)
             counts = {"group": name, "units": group.size, "kept": int(keep[name].sum())}
             if pip is None:
@@ -221,6 +228,11 @@ class Posterior:
             x = self.model.graph.gate_inputs(x, gate.to(x))
         with evaluating(self.model.net):
             return functional_call(self.model.net, self.masked_parameters(keep), (x,))
+
+    def mean_latents(self) -> dict[str, Tensor]:
+        """Posterior means of the likelihood's latents: those of the one network that is shipped."""
+        family = self.guide.noise_precision
+        return {} if family is None else {"noise_precision": family().mean.detach()}
 
     # -- predictions -------------------------------------------------------------------------------
 
@@ -300,19 +312,14 @@ class Posterior:
             per example), each for ``ensemble`` and ``compact``.
         """
         likelihood = self.model.likelihood
-        natural, log_likelihood, precisions = [], [], []
+        natural, log_likelihood = [], []
         for output, latents in self.draws(x, num_samples):
             natural.append(likelihood.natural(output))
             log_likelihood.append(likelihood.distribution(output, **latents).log_prob(y))
-            precisions.append(latents)
-        # One network has one value of each latent: the posterior mean.
-        means = {
-            name: torch.stack([latents[name] for latents in precisions]).mean(0)
-            for name in precisions[0]
-        }
         output = self.masked(x, keep)
         compact = likelihood.natural(output)
-        compact_log = likelihood.distribution(output, **means).log_prob(y).unsqueeze(0)
+        law = likelihood.distribution(output, **self.mean_latents())
+        compact_log = law.log_prob(y).unsqueeze(0)
         ensemble = torch.stack(natural).mean(0)
         scores = {}
         for name, prediction, logs in (

@@ -132,9 +132,7 @@ def iterate(
             )
             predicted = now - gain
         pruned = free_energy(posterior, loader, draws, seed)
-        fit(
-            posterior.model, posterior.guide, loader, epochs=epochs, seed=seed + number, **options
-        )
+        fit(posterior.model, posterior.guide, loader, epochs=epochs, seed=seed + number, **options)
         now = free_energy(posterior, loader, draws, seed)
         path.append(Pass(number, removed, left(), predicted, pruned, now))
     return path

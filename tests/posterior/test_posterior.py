@@ -361,7 +361,9 @@ def test_regression_scores_by_hand(noise_scale):
     assert scores["rmse_ensemble"] == pytest.approx(error, rel=1e-5)
 
     compact = mean + scale * posterior.masked(x).squeeze(-1).double().numpy()
-    deviation = scale / math.sqrt(np.mean(precisions))
+    # One network has one precision: the mean of LogNormal(1, e⁻²).
+    precision = noise_scale**-2 if noise_scale else math.exp(1 + math.exp(-2) / 2)
+    deviation = scale / math.sqrt(precision)
     nll = -stats.norm.logpdf(raw, compact, deviation).mean()
     assert scores["nll_compact"] == pytest.approx(nll, rel=1e-5)
     error = np.sqrt(np.square(compact - raw).mean())
