@@ -175,6 +175,7 @@ ZOO: dict[str, Entry] = {
             guide="Gaussian z a unit, Gaussian rows, full or tied variance",
             rule="log dropout rate log α < 0",
             use="you want a prior without anything to tune, and weights in few bits",
+            model_options=("prune_inputs",),
         ),
         Entry(
             name="bc-ghs",
@@ -185,6 +186,7 @@ ZOO: dict[str, Entry] = {
             guide="log-normal factors of s and τ, Gaussian rows, full or tied variance",
             rule="mean log scale within 2 of the layer's largest",
             use="you want continuous shrinkage without a spike, and weights in few bits",
+            model_options=("prune_inputs",),
         ),
         Entry(
             name="dense",
