@@ -22,6 +22,8 @@ from pyro_sparse import models
 from .base import GroupGuide, Reducible, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
+from .group_horseshoe import GroupHorseshoe
+from .group_normal_jeffreys import GroupNormalJeffreys
 from .log_normal_noise import LogNormalNoise
 from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
@@ -32,6 +34,8 @@ from .turbo_markov import TurboMarkov
 __all__ = [
     "Deterministic",
     "GroupGuide",
+    "GroupHorseshoe",
+    "GroupNormalJeffreys",
     "LogNormalFamily",
     "LogNormalNoise",
     "Reducible",
@@ -91,3 +95,13 @@ def _(model: models.ReducibleGaussian, **options: Any) -> GroupGuide:
 @for_model.register
 def _(model: models.TurboMarkov, **options: Any) -> GroupGuide:
     return TurboMarkov(model, **options)
+
+
+@for_model.register
+def _(model: models.GroupNormalJeffreys, **options: Any) -> GroupGuide:
+    return GroupNormalJeffreys(model, **options)
+
+
+@for_model.register
+def _(model: models.GroupHorseshoe, **options: Any) -> GroupGuide:
+    return GroupHorseshoe(model, **options)

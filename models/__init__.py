@@ -11,6 +11,8 @@ effective rows of every group, and register a guide for it in :mod:`pyro_sparse.
 
 from .base import SparseModel
 from .deterministic import Deterministic
+from .group_horseshoe import GroupHorseshoe
+from .group_normal_jeffreys import GroupNormalJeffreys
 from .inclusion import layerwise_inclusion_logits
 from .log_normal_noise import LogNormalNoise
 from .reducible_gaussian import ReducibleGaussian
@@ -22,6 +24,8 @@ from .turbo_markov import TurboMarkov
 
 __all__ = [
     "Deterministic",
+    "GroupHorseshoe",
+    "GroupNormalJeffreys",
     "LogNormalNoise",
     "ReducibleGaussian",
     "SparseModel",

@@ -70,7 +70,9 @@ class ModelTestCase:
 
     # -- what the tests run on -----------------------------------------------------------------
 
-    def cases(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Any, Any, Tensor, Tensor]]:
+    def cases(
+        self, dtype: torch.dtype = torch.float32
+    ) -> Iterator[tuple[Any, Any, Tensor, Tensor]]:
         """Model, guide, inputs and targets: classes of vectors and of images, and a regression."""
         for net, shape, likelihood in (
             (nets.mlp([6, 9, 7, 3]), (6,), likelihoods.Categorical()),

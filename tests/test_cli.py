@@ -258,6 +258,8 @@ def test_exports_that_cannot_be(run, tmp_path):
     assert "would keep none" in fail(
         "export", run, "--out", tmp_path / "small", "--rule", "median:0.9999"
     )
-    assert "Did you mean median" in fail("export", run, "--out", tmp_path / "small", "--rule", "medan")
+    assert "Did you mean median" in fail(
+        "export", run, "--out", tmp_path / "small", "--rule", "medan"
+    )
     assert "multiplicative noise" in fail("export", run, "--out", tmp_path / "x", "--rule", "snr")
     assert not (tmp_path / "small").exists()
