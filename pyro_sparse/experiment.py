@@ -17,6 +17,7 @@ import torch
 
 from pyro_sparse import data, export, guides, infer, likelihoods, models, nets, zoo
 from pyro_sparse.export import compact
+from pyro_sparse.export import plots as export_plots
 from pyro_sparse.posterior import MedianProbability, Posterior, accuracy, plots, rmse
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PruningError",
     "Settings",
+    "bench",
     "build",
     "compare",
     "load",
@@ -400,26 +402,194 @@ def write_export(
     *,
     root: str | Path | None = None,
     threshold: float = 0.5,
+    onnx: bool = False,
+    pt2: bool = False,
+    draws: int = 0,
+    dense: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Prune the run in ``folder`` and save its compact network to ``out``; returns the summary."""
+    """Prune the run in ``folder`` and save its compact network to ``out``; returns the summary.
+
+    Args:
+        folder: the run.
+        out: the new folder.
+        root: of the data.
+        threshold: of the median-probability rule.
+        onnx, pt2: further formats.
+        draws: compact networks drawn from the posterior, in place of the one at its means.
+        dense: run folder of the dense baseline, for the model card; the folder ``dense`` beside the
+            run when absent, as `compare` writes it, if it is of the same data and net.
+
+    Raises:
+        FileExistsError: ``out`` is not empty.
+        FileNotFoundError: a run is not where it should be.
+        ModuleNotFoundError: for ``onnx`` without its packages.
+        ValueError: a layer would keep no unit; ``dense`` is no baseline of this run.
+    """
+    export.check_target(out, onnx=onnx)
     settings, dataset, posterior = load(folder, root)
+    baseline = _dense_scores(Path(folder), settings, dense)
     keep = posterior.keep(MedianProbability(threshold))
     small = compact(posterior, keep)
-    done = {
-        "model": settings.model,
+    scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
+    test = dataset.test
+    done: dict[str, Any] = {
         "kept": {name: int(mask.sum()) for name, mask in keep.items()},
         "units": {group.name: group.size for group in posterior.model.graph},
-        "parameters": nets.count_parameters(small),
-        "macs": nets.count_macs(small, dataset.test.x[:1]),
         "max_abs_diff_masked_compact": _difference(posterior, keep, small, dataset),
     }
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        both = posterior.evaluate(test.x, test.y, keep=keep, target_scale=scale)
+    done["scores"] = {"dense": baseline, **_by_network(both)}
+    noise = posterior.guide.noise_precision
+    if noise is not None:
+        mean, variance = noise.log_moments()
+        done["noise_scale"] = scale * float((mean + variance / 2).exp().rsqrt())
+    if draws:
+        small = export.compact_draws(posterior, keep, draws=draws, seed=settings.seed)
+        done["scores"]["exported"] = export.ensemble_scores(
+            small, posterior.model.likelihood, test.x, test.y, scale
+        )
+        if "noise_precision" in small.latents:
+            done["noise_scale"] = scale * small.latents["noise_precision"].rsqrt()
     export.save(
         small,
         out,
+        onnx=onnx,
+        pt2=pt2,
+        example=test.x[:64],
+        dense=_dense_network(posterior),
         preprocessing=dataset.preprocessing,
-        metadata={"settings": dataclasses.asdict(settings), **done},
+        metadata={
+            **{
+                name: getattr(settings, name) for name in ("model", "net", "data", "epochs", "seed")
+            },
+            "settings": dataclasses.asdict(settings),
+            **done,
+        },
     )
-    return done
+    return {
+        "model": settings.model,
+        "parameters": nets.count_parameters(small),
+        "macs": nets.count_macs(small, dataset.test.x[:1]),
+        **done,
+    }
+
+
+def _by_network(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """``{"nll_compact": 1.0}`` as ``{"compact": {"nll": 1.0}}``."""
+    grouped: dict[str, dict[str, float]] = {}
+    for key, value in scores.items():
+        name, _, network = key.rpartition("_")
+        grouped.setdefault(network, {})[name] = value
+    return grouped
+
+
+def _dense_scores(
+    folder: Path, settings: Settings, given: str | Path | None
+) -> dict[str, float] | None:
+    """Scores of the dense baseline of the run in ``folder``; None where there is none at hand."""
+    baseline = folder.resolve().parent / "dense" if given is None else Path(given)
+    config, summary = baseline / "config.json", baseline / "summary.json"
+    if not (config.is_file() and summary.is_file()):
+        if given is None:
+            return None
+        raise FileNotFoundError(f"{baseline} holds no finished run (config.json and summary.json)")
+    there = json.loads(config.read_text())
+    expected = {
+        "model": "dense",
+        **{key: getattr(settings, key) for key in ("data", "net", "split")},
+    }
+    wrong = [
+        f"{key} is {there.get(key)!r}, not {value!r}"
+        for key, value in expected.items()
+        if there.get(key) != value
+    ]
+    if wrong:
+        if given is None:
+            return None
+        raise ValueError(f"{baseline} is no dense baseline of {folder}: {'; '.join(wrong)}")
+    scores = json.loads(summary.read_text())
+    return {
+        key: scores[f"{key}_compact"]
+        for key in ("accuracy", "rmse", "nll", "ece")
+        if f"{key}_compact" in scores
+    }
+
+
+def bench(
+    folder: str | Path,
+    *,
+    root: str | Path | None = None,
+    batches: Sequence[int] = (1, 16, 256),
+    threads: int = 1,
+    seconds: float = 5.0,
+) -> export.Benchmark:
+    """Time the compact network of a run or an exported folder beside the dense one.
+
+    Writes bench.json and bench.png into the folder, and into an exported folder's model card. The
+    dense network of an exported folder has the recorded architecture and random weights.
+
+    Args:
+        folder: a run, or what `write_export` made of one.
+        root: of a run's data.
+        batches, threads, seconds: see :func:`pyro_sparse.export.bench`.
+
+    Raises:
+        FileNotFoundError: the folder is neither.
+        ValueError: it does not say what the dense network was.
+    """
+    folder = Path(folder)
+    exported = _is_exported(folder)
+    if exported:
+        given = export.read_config(folder)["input"]
+        if given is None:
+            raise ValueError(f"{folder} does not say what its network takes: save it with example=")
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            dense = export.reference(folder)
+        small = export.load(folder)
+        example = torch.zeros(1, *given["shape"], dtype=getattr(torch, given["dtype"]))
+    else:
+        _, dataset, posterior = load(folder, root)
+        dense, small = _dense_network(posterior), compact(posterior)
+        example = dataset.test.x[:1]
+    result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
+    _write_json(folder / "bench.json", result.to_dict())
+    _write_figure(
+        folder / "bench.png",
+        [
+            lambda ax: export_plots.latencies(result, ax),
+            lambda ax: export_plots.speed_ups(result, ax),
+        ],
+    )
+    if exported:
+        export.refresh_card(folder)
+    return result
+
+
+def _is_exported(folder: Path) -> bool:
+    """Whether a folder holds an exported network, and not a run."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} holds neither a run nor an exported network")
+    try:
+        return "format" in json.loads(config.read_text())
+    except ValueError as error:
+        raise ValueError(f"{config} is not valid JSON: {error}") from error
+
+
+def _write_figure(path: Path, panels: Sequence[Callable[[Any], Any]]) -> None:
+    """A picture with the panels side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: its global state belongs to the user.
+    figure = Figure(figsize=(6.2 * len(panels), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for draw, ax in zip(panels, figure.subplots(1, len(panels)), strict=True):
+        draw(ax)
+    figure.savefig(path, dpi=130)
 
 
 def _write_json(path: Path, value: Any) -> None:
