@@ -444,7 +444,7 @@ def write_export(
     noise = posterior.guide.noise_precision
     if noise is not None:
         mean, variance = noise.log_moments()
-        done["noise_scale"] = scale * float((mean + variance / 2).exp().rsqrt())
+        done["noise_scale"] = scale * float((mean + variance / 2).detach().exp().rsqrt())
     if draws:
         small = export.compact_draws(posterior, keep, draws=draws, seed=settings.seed)
         done["scores"]["exported"] = export.ensemble_scores(

@@ -61,8 +61,8 @@ def _introduction(config: Mapping[str, Any]) -> str:
     parameters = cost["compact"]["parameters"]
     if draws:
         what = (
-            f"{draws} plain torch networks in one, of {parameters // draws:,} parameters each: draws "
-            "of a Bayesian posterior, given the units that it keeps"
+            f"{draws} plain torch networks in one, of {parameters // draws:,} parameters each: "
+            "draws of a Bayesian posterior, given the units that it keeps"
         )
     else:
         what = f"A plain torch network of {parameters:,} parameters"

@@ -75,8 +75,14 @@ def largest_difference(
     device = next((value.device for value in net.parameters()), torch.device("cpu"))
     for batch in batches:
         inputs = example_inputs(example, batch)
-        with evaluating(net):
-            expected = net(inputs.to(device)).cpu()
+        try:
+            with evaluating(net):
+                expected = net(inputs.to(device)).cpu()
+        except Exception as error:  # whatever the network raises
+            raise ValueError(
+                f"{type(net).__name__} does not run on inputs of shape {tuple(inputs.shape)}, and "
+                f"batches of any size are expected: {error}"
+            ) from error
         try:
             got = other(inputs)
         except Exception as error:  # whatever the other runtime raises

@@ -63,13 +63,15 @@ class _Included(Messenger):
     """Every unit is in: spike-and-slab sites draw from their slabs."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        law, events = msg["fn"], 0
+        law: Any = msg["fn"]
+        events = 0
         while isinstance(law, Independent | MaskedDistribution):
             if isinstance(law, Independent):
                 events += law.reinterpreted_batch_ndims
             law = law.base_dist
         if isinstance(law, SpikeAndSlab):
-            msg["fn"] = law.slab.to_event(events)
+            slab: Any = law.slab
+            msg["fn"] = slab.to_event(events)
 
 
 @torch.no_grad()

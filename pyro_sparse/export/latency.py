@@ -27,9 +27,9 @@ from pyro_sparse import nets
 from .check import example_inputs, largest_difference
 from .onnx import onnx_available, onnx_runner, write_onnx
 
-__all__ = ["EAGER", "ONNX", "Benchmark", "Ratio", "Timing", "bench"]
+__all__ = ["ONNX", "TORCH", "Benchmark", "Ratio", "Timing", "bench"]
 
-EAGER = "torch"
+TORCH = "torch"
 ONNX = "ONNX Runtime"
 
 # A network is timed over this many seconds in a round, at least: long beside the clock's own cost,
@@ -137,7 +137,7 @@ def bench(
         for name, net in (("dense", dense), ("compact", compact))
     }
     runners: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
-        (name, EAGER): net for name, net in networks.items()
+        (name, TORCH): net for name, net in networks.items()
     }
     differences = {}
     before = torch.get_num_threads()
@@ -171,9 +171,9 @@ def bench(
         import onnxruntime
 
         versions[ONNX] = onnxruntime.__version__
-    pairs = [(EAGER, EAGER)]
+    pairs = [(TORCH, TORCH)]
     if ONNX in versions:
-        pairs += [(ONNX, ONNX), (EAGER, ONNX)]
+        pairs += [(ONNX, ONNX), (TORCH, ONNX)]
     return Benchmark(
         timings=tuple(
             _timing(network, runtime, batch, times)

@@ -55,11 +55,13 @@ def speed_ups(benchmark: Benchmark, ax: Axes) -> Axes:
             [row.median - row.low for row in rows],
             [row.high - row.median for row in rows],
         )
-        ax.bar(places, middle, width * 0.92, color=colour, label=title)
+        first, last = rows[0].dense_runtime, rows[0].compact_runtime
+        label = title if first == last else f"dense in {first}, compact in {last}"
+        ax.bar(places, middle, width * 0.92, color=colour, label=label)
         ax.errorbar(places, middle, spread, fmt="none", ecolor="0.25", elinewidth=1, capsize=2)
         for place, row in zip(places, rows, strict=True):
             text = f"{row.median:.1f}×"
-            above = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": 8}
+            above: Any = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": 8}
             ax.annotate(text, (place, row.high), ha="center", va="bottom", **above)
     ratio = benchmark.mac_ratio
     ax.axhline(

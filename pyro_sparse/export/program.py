@@ -43,8 +43,8 @@ def write_program(net: nn.Module, example: Tensor, path: str | Path) -> None:
     example inputs as a pickle and source paths as text; both are left out.
 
     :param example: an input ``(any batch, ...)``.
-    :raises ValueError: where the network cannot be exported.
-    :raises RuntimeError: where this version of torch writes pickles nevertheless.
+    :raises ValueError: where the network cannot be exported, or this version of torch writes
+        pickles nevertheless.
     """
     program = export_program(net, example)
     program._example_inputs = None
@@ -55,7 +55,7 @@ def write_program(net: nn.Module, example: Tensor, path: str | Path) -> None:
     torch.export.save(program, path)
     pickles = _pickles(Path(path).read_bytes())
     if pickles:
-        raise RuntimeError(
+        raise ValueError(
             f"torch {torch.__version__} writes pickles into .pt2 files ({', '.join(pickles)}): "
             "install torch 2.8 or later, or leave this format out"
         )

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,7 @@ def save(
         "architecture": architecture,
         "input": None if example is None else described(example),
         "dense": None if dense is None else _skeleton(dense),
-        "cost": {
-            name: _cost(net, example)
-            for name, net in (("compact", small), ("dense", dense))
-            if net is not None
-        },
+        "cost": {},
         "compaction": getattr(small, "compaction", None),
         "draws": getattr(small, "draws", None),
         "preprocessing": preprocessing,
@@ -114,6 +110,11 @@ def save(
         shutil.copyfile(LOADER, draft / "load.py")
         _write_config(draft, config)
         config["formats"] = _write_formats(small, load(draft), example, draft, onnx=onnx, pt2=pt2)
+        config["cost"] = {
+            name: _cost(net, example)
+            for name, net in (("compact", small), ("dense", dense))
+            if net is not None
+        }
         _write_config(draft, config)
         written = json.loads((draft / "config.json").read_text(encoding="utf-8"))
         (draft / "README.md").write_text(model_card(written), encoding="utf-8")
@@ -166,7 +167,7 @@ def _write_formats(
     """
     if example is None:
         return {}
-    runners = {"safetensors": loaded}
+    runners: dict[str, Callable[[Tensor], Tensor]] = {"safetensors": loaded}
     if onnx:
         write_onnx(loaded, example, folder / "model.onnx")
         runners["onnx"] = onnx_runner(folder / "model.onnx")
