@@ -437,21 +437,25 @@ def write_export(
         "units": {group.name: group.size for group in posterior.model.graph},
         "max_abs_diff_masked_compact": _difference(posterior, keep, small, dataset),
     }
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.seed)
-        both = posterior.evaluate(test.x, test.y, keep=keep, target_scale=scale)
-    done["scores"] = {"dense": baseline, **_by_network(both)}
-    noise = posterior.guide.noise_precision
+    likelihood, noise = posterior.model.likelihood, posterior.guide.noise_precision
+    latents = {}
     if noise is not None:
         mean, variance = noise.log_moments()
-        done["noise_scale"] = scale * float((mean + variance / 2).detach().exp().rsqrt())
+        latents["noise_precision"] = (mean + variance / 2).detach().exp().reshape(1).cpu()
+    one = export.Ensemble([small], latents)
+    done["scores"] = {
+        "dense": baseline,
+        "ensemble": _ensemble_scores(Path(folder), settings, posterior, dataset),
+        "compact": export.ensemble_scores(one, likelihood, test.x, test.y, scale),
+    }
     if draws:
         small = export.compact_draws(posterior, keep, draws=draws, seed=settings.seed)
+        latents = small.latents
         done["scores"]["exported"] = export.ensemble_scores(
-            small, posterior.model.likelihood, test.x, test.y, scale
+            small, likelihood, test.x, test.y, scale
         )
-        if "noise_precision" in small.latents:
-            done["noise_scale"] = scale * small.latents["noise_precision"].rsqrt()
+    if latents:
+        done["noise_scale"] = (scale * latents["noise_precision"].rsqrt()).tolist()
     export.save(
         small,
         out,
@@ -476,13 +480,27 @@ def write_export(
     }
 
 
-def _by_network(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """``{"nll_compact": 1.0}`` as ``{"compact": {"nll": 1.0}}``."""
-    grouped: dict[str, dict[str, float]] = {}
-    for key, value in scores.items():
-        name, _, network = key.rpartition("_")
-        grouped.setdefault(network, {})[name] = value
-    return grouped
+SCORES = ("accuracy", "rmse", "nll", "ece")
+
+
+def _scores_of(summary: Mapping[str, Any], network: str) -> dict[str, float]:
+    """What summary.json says of ``ensemble`` or ``compact``."""
+    names = [name for name in SCORES if f"{name}_{network}" in summary]
+    return {name: summary[f"{name}_{network}"] for name in names}
+
+
+def _ensemble_scores(
+    folder: Path, settings: Settings, posterior: Posterior, dataset: data.Dataset
+) -> dict[str, float]:
+    """Scores of the posterior's draws: the run's own, which do not depend on what is kept."""
+    summary = folder / "summary.json"
+    if summary.is_file():
+        return _scores_of(json.loads(summary.read_text()), "ensemble")
+    scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        scores = posterior.evaluate(dataset.test.x, dataset.test.y, target_scale=scale)
+    return _scores_of(scores, "ensemble")
 
 
 def _dense_scores(
@@ -509,12 +527,7 @@ def _dense_scores(
         if given is None:
             return None
         raise ValueError(f"{baseline} is no dense baseline of {folder}: {'; '.join(wrong)}")
-    scores = json.loads(summary.read_text())
-    return {
-        key: scores[f"{key}_compact"]
-        for key in ("accuracy", "rmse", "nll", "ece")
-        if f"{key}_compact" in scores
-    }
+    return _scores_of(json.loads(summary.read_text()), "compact")
 
 
 def bench(

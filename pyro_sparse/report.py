@@ -93,7 +93,8 @@ def print_bench(benchmark: Benchmark, console: Console | None = None) -> None:
         f"({benchmark.mac_ratio:.1f}×), {_count(parameters['dense'])} → "
         f"{_count(parameters['compact'])} parameters",
         caption="medians of interleaved rounds, ± half the distance of the quartiles; "
-        f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}, {benchmark.cpu}; "
+        f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}, "
+        f"{benchmark.clock}, {benchmark.cpu}; "
         + ", ".join(f"{name} {version}" for name, version in benchmark.versions.items()),
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -253,6 +253,11 @@ def test_export_says_how_good_each_network_is(folder, tmp_path):
             {key: summary[f"{key}_{which}"] for key in ("accuracy", "nll", "ece")}
         )
     _, dataset, _ = experiment.load(folder)
+    # A run that could not be pruned has no summary, but may be exported by another threshold.
+    (folder / "summary.json").rename(folder / "aside.json")
+    again = experiment.write_export(folder, tmp_path / "again")
+    (folder / "aside.json").rename(folder / "summary.json")
+    assert again["scores"]["ensemble"] == pytest.approx(scores["ensemble"])
     outputs = export.load(tmp_path / "small")(dataset.test.x)
     assert outputs.shape == (4, len(dataset.test), 10)
     right = (outputs.softmax(-1).mean(0).argmax(-1) == dataset.test.y).double().mean()
@@ -264,11 +269,18 @@ def test_export_of_a_regression_knows_the_noise(diabetes, tmp_path):
     experiment.run(settings, tmp_path / "run", dataset=diabetes, progress=False, figures=False)
     one = experiment.write_export(tmp_path / "run", tmp_path / "one")
     std = diabetes.preprocessing["target"]["std"]
-    assert 0.3 * std < one["noise_scale"] < 3 * std
+    (noise,) = one["noise_scale"]
+    assert 0.3 * std < noise < 3 * std
+    summary = read(tmp_path / "run" / "summary.json")
+    for which in SCORED:
+        for key in ("rmse", "nll"):
+            # The run averages the draws of the noise, which have a law that is known.
+            expected = pytest.approx(summary[f"{key}_{which}"], rel=1e-2)
+            assert one["scores"][which][key] == expected
     experiment.write_export(tmp_path / "run", tmp_path / "several", draws=5)
     about = read(tmp_path / "several" / "config.json")["metadata"]
     assert len(about["noise_scale"]) == 5
-    assert sum(about["noise_scale"]) / 5 == pytest.approx(one["noise_scale"], rel=0.2)
+    assert sum(about["noise_scale"]) / 5 == pytest.approx(noise, rel=0.2)
     assert about["scores"]["exported"].keys() == {"rmse", "nll"}
 
 

@@ -33,6 +33,7 @@ def benchmark():
             for first, second in runtimes
         ),
         1,
+        "processor time",
         "a processor",
         {"torch": "2.0", ONNX: "1.0"},
         {"dense": 2_293_000, "compact": 154_720},

@@ -170,7 +170,8 @@ def _latency(bench: Mapping[str, Any] | None) -> str:
     text += (
         "\nMedian time of a whole batch, and quartiles, over interleaved rounds (torch: eager; the "
         "arrow: dense in torch, this network in ONNX Runtime); "
-        f"{bench['threads']} thread{'s' if bench['threads'] > 1 else ''} on {bench['cpu']}; "
+        f"{bench['threads']} thread{'s' if bench['threads'] > 1 else ''} on {bench['cpu']}, "
+        f"{bench['clock']}; "
         f"{versions}. Dense MACs over this network's: "
         f"{_ratio(bench['macs']['dense'], bench['macs']['compact'])}.\n"
     )
@@ -186,12 +187,12 @@ def _milliseconds(row: Mapping[str, Any]) -> str:
 
 def _loading(config: Mapping[str, Any]) -> str:
     formats, given = config["formats"], config["input"]
-    inputs = "torch.zeros(2, ...)"
+    inputs, shape = "torch.zeros(2, ...)", ""
     if given is not None:
         shape = ", ".join(map(str, [2, *given["shape"]]))
         dtype = "" if given["dtype"] == "float32" else f", dtype=torch.{given['dtype']}"
         inputs = f"torch.zeros({shape}{dtype})"
-    text = "\n## How to load it\n\nIn this folder; the batch size is free."
+    text = "\n## How to load it\n\nRun in this folder; the batch size is free."
 
     def block(title: str, key: str, lines: Sequence[str]) -> str:
         note = ""
@@ -216,16 +217,16 @@ def _loading(config: Mapping[str, Any]) -> str:
         ],
     )
     if "onnx" in formats:
+        arrays = f"numpy.zeros(({shape}), numpy.{given['dtype']})"
         text += block(
-            "**ONNX Runtime** (`model.onnx`).",
+            "**ONNX Runtime** (`model.onnx`), without torch.",
             "onnx",
             [
+                "import numpy",
                 "import onnxruntime",
-                "import torch",
                 "",
                 'session = onnxruntime.InferenceSession("model.onnx")',
-                f'inputs = {{"input": {inputs}.numpy()}}',
-                "(outputs,) = session.run(None, inputs)",
+                f'(outputs,) = session.run(None, {{"input": {arrays}}})',
             ],
         )
     if "pt2" in formats:
@@ -255,11 +256,16 @@ def _outputs(config: Mapping[str, Any]) -> str:
     draws = config["draws"]
     text = f"`outputs` has shape `({draws}, batch, ...)`, one entry a draw.\n" if draws else ""
     if "labels" in target:
-        average = ".mean(0)` averages them" if draws else "` gives them"
         text += (
-            "The outputs are logits of the classes; for probabilities, "
-            f"`outputs.softmax(-1){average}.\n"
+            "The outputs are logits of the classes: their softmax over the last axis gives "
+            "probabilities"
         )
+        if draws:
+            text += (
+                " (in torch `p = outputs.softmax(-1)`), `p.mean(0)` is the prediction, `p.std(0)` "
+                "how far the draws are apart"
+            )
+        text += ".\n"
         labels = target["labels"]
         if len(labels) <= 20:
             text += f"Classes, in order: {', '.join(map(str, labels))}.\n"
@@ -270,10 +276,10 @@ def _outputs(config: Mapping[str, Any]) -> str:
         )
         noise = _about(config).get("noise_scale")
         if noise:
-            mean = sum(noise) / len(noise) if isinstance(noise, list) else noise
+            every = "; `config.json` has that of every draw" if len(noise) > 1 else ""
             text += (
-                f"Observations scatter around it with a standard deviation of {mean:.4g} (same "
-                "unit); config.json has the value of every draw under `metadata.noise_scale`.\n"
+                "Observations scatter around it with a standard deviation of about "
+                f"{sum(noise) / len(noise):.4g} in this unit (`metadata.noise_scale`{every}).\n"
             )
     return text
 

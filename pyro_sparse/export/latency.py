@@ -1,8 +1,10 @@
 """How fast the compact network is beside the dense one: both, in both runtimes, in one run.
 
-Machines are shared and clocks change, so times of two runs cannot be compared. Here every round
-times each network in each runtime once, in an order that changes; a ratio is the median of the
-rounds' own ratios.
+Machines are shared and their frequencies change, so times of two runs cannot be compared. Here
+every round times each network in each runtime once, in an order that changes; a ratio is the median
+of the rounds' own ratios. With one thread the clock is the process's own processor time, which does
+not run while others have the processor. By the wall clock, on a busy machine, whatever takes longer
+than a time slice looks slower than it is, and that is the dense network.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ __all__ = ["ONNX", "TORCH", "Benchmark", "Ratio", "Timing", "bench"]
 
 TORCH = "torch"
 ONNX = "ONNX Runtime"
+PROCESSOR = "processor time"
+WALL = "wall clock"
 
 # A network is timed over this many seconds in a round, at least: long beside the clock's own cost,
-# short beside a scheduler's time slice, so that on a busy machine most rounds are undisturbed.
+# short beside a scheduler's time slice.
 ROUND_SECONDS = 0.0005
 LEAST_ROUNDS, MOST_ROUNDS = 7, 1000
 
@@ -75,14 +79,15 @@ class Ratio:
 class Benchmark:
     """What `bench` measured.
 
-    threads: of each runtime. cpu: the processor's name. versions: of the runtimes. macs,
-    parameters: of ``dense`` and ``compact``. runtime_difference: between the runtimes' outputs,
-    beside these outputs' size, by network.
+    threads: of each runtime. clock: what times are measured by. cpu: the processor's name.
+    versions: of the runtimes. macs, parameters: of ``dense`` and ``compact``. runtime_difference:
+    between the runtimes' outputs, beside these outputs' size, by network.
     """
 
     timings: tuple[Timing, ...]
     ratios: tuple[Ratio, ...]
     threads: int
+    clock: str
     cpu: str
     versions: dict[str, str]
     macs: dict[str, int]
@@ -140,6 +145,7 @@ def bench(
         (name, TORCH): net for name, net in networks.items()
     }
     differences = {}
+    clock, clock_name = _clock(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -161,7 +167,7 @@ def bench(
                         tuple(dict.fromkeys(batches)),
                     )
             rounds = {
-                batch: _rounds(runners, example_inputs(example, batch), seconds)
+                batch: _rounds(runners, example_inputs(example, batch), seconds, clock)
                 for batch in dict.fromkeys(batches)
             }
     finally:
@@ -186,6 +192,7 @@ def bench(
             for first, second in pairs
         ),
         threads=threads,
+        clock=clock_name,
         cpu=_cpu(),
         versions=versions,
         macs={name: nets.count_macs(net, example) for name, net in networks.items()},
@@ -195,16 +202,19 @@ def bench(
 
 
 def _rounds(
-    runners: dict[tuple[str, str], Callable[[Tensor], Tensor]], inputs: Tensor, seconds: float
+    runners: dict[tuple[str, str], Callable[[Tensor], Tensor]],
+    inputs: Tensor,
+    seconds: float,
+    clock: Callable[[], float],
 ) -> dict[tuple[str, str], Tensor]:
     """Seconds a call by runner, ``(rounds,)`` each; entry i of all is from round i."""
     calls = {}
     for key, run in runners.items():
         run(inputs)
-        start = time.perf_counter()
+        start = clock()
         run(inputs)
         run(inputs)
-        once = (time.perf_counter() - start) / 2
+        once = (clock() - start) / 2
         calls[key] = math.ceil(ROUND_SECONDS / once)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runners}
     order = list(runners)
@@ -218,11 +228,17 @@ def _rounds(
             run, count = runners[key], calls[key]
             # What the network before has left in the caches is no part of this one's time.
             run(inputs)
-            start = time.perf_counter()
+            start = clock()
             for _ in range(count):
                 run(inputs)
-            times[key].append((time.perf_counter() - start) / count)
+            times[key].append((clock() - start) / count)
     return {key: torch.tensor(values, dtype=torch.float64) for key, values in times.items()}
+
+
+def _clock(threads: int) -> tuple[Callable[[], float], str]:
+    """Processor time for one thread, where the system counts it finely; else the wall clock."""
+    fine = time.get_clock_info("process_time").resolution < ROUND_SECONDS / 100
+    return (time.process_time, PROCESSOR) if threads == 1 and fine else (time.perf_counter, WALL)
 
 
 def _quartiles(values: Tensor) -> dict[str, float]:

@@ -19,7 +19,7 @@ RATIO_COLOURS = (COLOURS[5], COLOURS[0], COLOURS[4])
 
 
 def latencies(benchmark: Benchmark, ax: Axes) -> Axes:
-    """Time for one input over the batch size, a line a network and runtime; bars are quartiles."""
+    """Time for one input over the batch size, a line a network and runtime, with quartiles."""
     runtimes = list(dict.fromkeys(timing.runtime for timing in benchmark.timings))
     for network, colour in NETWORK_COLOURS.items():
         for runtime, style in zip(runtimes, RUNTIME_STYLES, strict=False):
@@ -37,8 +37,11 @@ def latencies(benchmark: Benchmark, ax: Axes) -> Axes:
     ax.minorticks_off()
     ax.set_xlabel("batch size")
     ax.set_ylabel("µs per input")
-    ax.set_title(f"latency, {_threads(benchmark)}")
-    ax.legend(frameon=False)
+    ax.set_title(f"latency, {_threads(benchmark)}, {benchmark.clock}")
+    # Room for the legend above the highest whisker.
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.25)
+    ax.legend(frameon=False, loc="upper right", ncols=2, fontsize=8)
     return ax
 
 

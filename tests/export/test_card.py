@@ -32,6 +32,7 @@ BENCH = {
         }
     ],
     "threads": 2,
+    "clock": "wall clock",
     "cpu": "a processor",
     "versions": {"torch": "2.0"},
     "macs": {"dense": 1000, "compact": 100},
@@ -71,7 +72,7 @@ def test_everything_that_is_known(tmp_path):
         "net(torch.zeros(2, 4))",
         "Largest difference from the original: 0.0e+00",
         "Divide by 255, subtract 0.25, divide by 0.5.",
-        "`outputs.softmax(-1)` gives them",
+        "softmax over the last axis gives probabilities.",
         "Classes, in order: cat, dog.",
         "- seed: 7",
         "- epochs: 9",
@@ -108,12 +109,12 @@ def test_regression(tmp_path):
             "inputs": {"divide_by": 1.0, "mean": [1.0, 2.0], "std": [3.0, 4.0]},
             "target": {"mean": 152.1, "std": 77.0},
         },
-        metadata={"scores": scores, "noise_scale": 55.5},
+        metadata={"scores": scores, "noise_scale": [55.5]},
     )
     assert "|  | RMSE | NLL (nats) |" in text
     assert "| this network | 54.32 | 5.5000 |" in text
     assert "times 77, plus 152.1" in text
-    assert "standard deviation of 55.5" in text
+    assert "standard deviation of about 55.5" in text
     assert "calibration error" not in text.lower()
     assert "`config.json` has both under `preprocessing.inputs`" in text
 
@@ -124,7 +125,7 @@ def test_latency_is_added_by_bench(tmp_path):
     refresh_card(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| 16 | torch | 8 (4–16) | 2 (1–4) | 4.0× (3.5–4.5) |" in text
-    assert "2 threads on a processor; torch 2.0." in text
+    assert "2 threads on a processor, wall clock; torch 2.0." in text
     assert "Dense MACs over this network's: 10.0×" in text
     assert "ONNX Runtime: not measured, since it was not installed." in text
     (tmp_path / "bench.json").unlink()
