@@ -445,7 +445,7 @@ def write_export(
     one = export.Ensemble([small], latents)
     done["scores"] = {
         "dense": baseline,
-        "ensemble": _ensemble_scores(Path(folder), settings, posterior, dataset),
+        "ensemble": _ensemble_scores(Path(folder), settings, posterior, dataset, keep),
         "compact": export.ensemble_scores(one, likelihood, test.x, test.y, scale),
     }
     if draws:
@@ -490,7 +490,11 @@ def _scores_of(summary: Mapping[str, Any], network: str) -> dict[str, float]:
 
 
 def _ensemble_scores(
-    folder: Path, settings: Settings, posterior: Posterior, dataset: data.Dataset
+    folder: Path,
+    settings: Settings,
+    posterior: Posterior,
+    dataset: data.Dataset,
+    keep: Mapping[str, Tensor],
 ) -> dict[str, float]:
     """Scores of the posterior's draws: the run's own, which do not depend on what is kept."""
     summary = folder / "summary.json"
@@ -499,7 +503,7 @@ def _ensemble_scores(
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        scores = posterior.evaluate(dataset.test.x, dataset.test.y, target_scale=scale)
+        scores = posterior.evaluate(dataset.test.x, dataset.test.y, keep=keep, target_scale=scale)
     return _scores_of(scores, "ensemble")
 
 

@@ -39,8 +39,8 @@ def latencies(benchmark: Benchmark, ax: Axes) -> Axes:
     ax.set_ylabel("µs per input")
     ax.set_title(f"latency, {_threads(benchmark)}, {benchmark.clock}")
     # Room for the legend above the highest whisker.
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.25)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, top * (top / bottom) ** 0.25)
     ax.legend(frameon=False, loc="upper right", ncols=2, fontsize=8)
     return ax
 
