@@ -19,9 +19,11 @@ from typing import Any
 
 from pyro_sparse import models
 
-from .base import GroupGuide, SpikeSlabGuide
+from .base import GroupGuide, Reducible, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
+from .log_normal_noise import LogNormalNoise
+from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
@@ -30,6 +32,9 @@ __all__ = [
     "Deterministic",
     "GroupGuide",
     "LogNormalFamily",
+    "LogNormalNoise",
+    "Reducible",
+    "ReducibleGaussian",
     "SpikeSlabGaussian",
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
@@ -69,3 +74,13 @@ def _(model: models.SpikeSlabGroupHorseshoe, **options: Any) -> GroupGuide:
 @for_model.register
 def _(model: models.Deterministic, **options: Any) -> GroupGuide:
     return Deterministic(model, **options)
+
+
+@for_model.register
+def _(model: models.LogNormalNoise, **options: Any) -> GroupGuide:
+    return LogNormalNoise(model, **options)
+
+
+@for_model.register
+def _(model: models.ReducibleGaussian, **options: Any) -> GroupGuide:
+    return ReducibleGaussian(model, **options)

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_sparse.distributions import TruncatedLogNormal
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
 from pyro_sparse.models.base import positive
 from pyro_sparse.modules import LocalPyroModule
 
-from .families import GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
+from .families import GammaFamily, GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
 
-__all__ = ["GroupGuide", "SpikeSlabGuide"]
+__all__ = ["GroupGuide", "Reducible", "SpikeSlabGuide"]
+
+
+class Reducible(NamedTuple):
+    """Gaussian posterior and prior of a group's rows.
+
+    loc:            ``(units, row length)``
+    variance:       ``(units, row length)``; marginal where the posterior is a joint one
+    prior_variance: a number; the prior's mean is 0
+    covariance:     ``(units · row length)²`` of a joint posterior, None for independent weights
+    """
+
+    loc: Tensor
+    variance: Tensor
+    prior_variance: Tensor
+    covariance: Tensor | None = None
 
 
 def key(group: Group) -> str:
@@ -38,9 +54,11 @@ class GroupGuide(LocalPyroModule):
     def __init__(self, model: SparseModel) -> None:
         super().__init__()
         self._groups = tuple(model.layers)
+        # The same module as the model's: what is pruned there is out here.
+        self.support = model.support
         self.row_families = nn.ModuleDict()
         likelihood = model.likelihood
-        self.noise_precision: LogNormalFamily | None = None
+        self.noise_precision: LogNormalFamily | GammaFamily | None = None
         if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
             self.noise_precision = LogNormalFamily(torch.zeros_like(likelihood.rate), 0.1)
 
@@ -50,15 +68,27 @@ class GroupGuide(LocalPyroModule):
         for group in self._groups:
             yield group, families[key(group)]
 
+    def sample_units(self, site: str, name: str, family: nn.Module, **infer: Any) -> Tensor:
+        """A site with an event for every unit of the group ``name``; pruned ones pay no KL."""
+        law = family()
+        if law.batch_shape:  # a joint law of all units pays for what the prior's mask leaves in
+            law = self.support.law(name, law)
+        options: Any = infer
+        return pyro.sample(site, law.to_event(len(law.batch_shape)), infer=options)
+
     def sample_rows(self, group: Group, family: nn.Module) -> None:
         # Marks the sites that local reparameterisation may replace (see infer).
-        infer: Any = {"local_reparameterisation": not group.shared}
-        pyro.sample(f"{group.name}.rows", family(), infer=infer)
+        self.sample_units(
+            f"{group.name}.rows", group.name, family, local_reparameterisation=not group.shared
+        )
 
     def sample_rest(self) -> None:
-        """The sites that follow the rows: the input gate and the noise precision."""
+        """The sites that follow the rows: the input gate and the likelihood's latents."""
         if getattr(self, "input_gate", None) is not None:
-            pyro.sample("input.gate", self.input_gate())
+            self.sample_units("input.gate", "input", self.input_gate)
+        self.sample_likelihood()
+
+    def sample_likelihood(self) -> None:
         if self.noise_precision is not None:
             pyro.sample("noise_precision", self.noise_precision())
 
@@ -67,17 +97,23 @@ class GroupGuide(LocalPyroModule):
             self.sample_rows(group, family)
         self.sample_rest()
 
+    def reduced(self) -> None:
+        """Called after the support was restricted: q becomes q̃ ∝ q p̃ / p of what is left.
+
+        Nothing to do where the numbers are independent under q.
+        """
+
     def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
-        """``inclusion`` logits, log-normal ``scales`` and ``weights``; each has its own rate."""
+        """``inclusion`` logits, ``scales`` and noises, ``weights``; each has its own rate."""
         kinds: dict[str, list[nn.Parameter]] = {"weights": [], "inclusion": [], "scales": []}
         scales = {
             id(parameter)
             for module in self.modules()
-            if isinstance(module, LogNormalFamily)
+            if isinstance(module, LogNormalFamily | GammaFamily)
             for parameter in module.parameters()
         }
         for name, parameter in self.named_parameters():
-            if id(parameter) in scales:
+            if id(parameter) in scales or name.rpartition(".")[2].startswith("noise_"):
                 kinds["scales"].append(parameter)
             elif name.endswith("inclusion_logits"):
                 kinds["inclusion"].append(parameter)
@@ -98,6 +134,22 @@ class GroupGuide(LocalPyroModule):
             logits = {"input": self.input_gate.inclusion_logits, **logits}
         return logits
 
+    def noise(self) -> dict[str, TruncatedLogNormal]:
+        """Laws ``(units,)`` of the multiplicative noise of every group that has one, float64."""
+        return {}
+
+    def gaussians(self) -> dict[str, Reducible]:
+        """The posterior of every weight, by group, where it is Gaussian under a Gaussian prior."""
+        return {}
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        """Log variance over squared mean of each unit's scale, where that is Gaussian."""
+        return {}
+
+    def log_scales(self) -> dict[str, Tensor]:
+        """Posterior mean of the log of each unit's scale, for groups that have one and no spike."""
+        return {}
+
     def scales(self) -> dict[str, Tensor]:
         """Posterior mean of each included unit's scale, ``(units,)``, for groups that have one."""
         return {}
@@ -112,6 +164,10 @@ class GroupGuide(LocalPyroModule):
                 # Under q a unit's scale is independent of its non-centred row.
                 rows[group.name] = family.loc * scales[group.name].unsqueeze(-1)
         return rows
+
+    def mean_input(self) -> Tensor | None:
+        """Posterior mean of a multiplicative noise on the inputs, ``(units,)``, where one is."""
+        return None
 
 
 def balanced_scales(

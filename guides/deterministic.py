@@ -21,7 +21,7 @@ class PointRows(nn.Module):
         self.loc = nn.Parameter(rows.detach().clone())
 
     def forward(self) -> TorchDistributionMixin:
-        return dist.Delta(self.loc, event_dim=2)
+        return dist.Delta(self.loc).to_event(1)
 
 
 class Deterministic(GroupGuide):

@@ -1,4 +1,7 @@
-"""Variational families, one small ``nn.Module`` each: parameters in, a distribution out."""
+"""Variational families, one small ``nn.Module`` each: parameters in, a distribution out.
+
+The batch shape is that of the units, ``(units,)``: what belongs to one unit is the event.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,14 @@ from torch import Tensor, nn
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
 
-__all__ = ["GaussianRows", "InclusionGate", "LogNormalFamily", "SpikeSlabRows", "spike_and_slab"]
+__all__ = [
+    "GammaFamily",
+    "GaussianRows",
+    "InclusionGate",
+    "LogNormalFamily",
+    "SpikeSlabRows",
+    "spike_and_slab",
+]
 
 
 def spike_and_slab(
@@ -61,7 +71,7 @@ class GaussianRows(nn.Module):
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
 
     def forward(self) -> TorchDistributionMixin:
-        return self.slab().to_event(1)
+        return self.slab()
 
 
 class SpikeSlabRows(GaussianRows):
@@ -83,8 +93,7 @@ class SpikeSlabRows(GaussianRows):
         self.temperature = temperature
 
     def forward(self) -> TorchDistributionMixin:
-        law = spike_and_slab(self.inclusion_logits, self.slab(), self.inclusion, self.temperature)
-        return law.to_event(1)
+        return spike_and_slab(self.inclusion_logits, self.slab(), self.inclusion, self.temperature)
 
 
 class InclusionGate(nn.Module):
@@ -101,8 +110,7 @@ class InclusionGate(nn.Module):
 
     def forward(self) -> TorchDistributionMixin:
         one = dist.Delta(torch.ones_like(self.inclusion_logits))
-        law = spike_and_slab(self.inclusion_logits, one, self.inclusion, self.temperature)
-        return law.to_event(1)
+        return spike_and_slab(self.inclusion_logits, one, self.inclusion, self.temperature)
 
 
 class LogNormalFamily(nn.Module):
@@ -110,17 +118,35 @@ class LogNormalFamily(nn.Module):
 
     :param loc: initial means of the logs.
     :param scale: initial standard deviation of the logs.
+    :param event_dim: how many of the last dimensions of ``loc`` are one event.
     """
 
-    def __init__(self, loc: Tensor, scale: float) -> None:
+    def __init__(self, loc: Tensor, scale: float, event_dim: int = 0) -> None:
         super().__init__()
+        self.event_dim = event_dim
         self.loc = nn.Parameter(loc.detach().clone())
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
 
     def forward(self) -> TorchDistributionMixin:
-        law = dist.LogNormal(self.loc, self.log_scale.exp())
-        return law.to_event(self.loc.dim()) if self.loc.dim() else law
+        return dist.LogNormal(self.loc, self.log_scale.exp()).to_event(self.event_dim)
 
     def log_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the log."""
         return self.loc, (2 * self.log_scale).exp()
+
+
+class GammaFamily(nn.Module):
+    """Independent gammas on positive latents.
+
+    :param like: a tensor of the latents' shape; the law starts at mean 1.
+    :param concentration: initial shape parameter.
+    """
+
+    def __init__(self, like: Tensor, concentration: float = 100.0) -> None:
+        super().__init__()
+        start = torch.full_like(like, math.log(concentration))
+        self.log_concentration = nn.Parameter(start)
+        self.log_rate = nn.Parameter(start.clone())
+
+    def forward(self) -> TorchDistributionMixin:
+        return dist.Gamma(self.log_concentration.exp(), self.log_rate.exp())

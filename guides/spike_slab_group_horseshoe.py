@@ -42,14 +42,18 @@ class SpikeSlabGroupHorseshoe(SpikeSlabGuide):
         super().__init__(model, **shared)
         positive(initial_local_scale=initial_local_scale, initial_log_scale=initial_log_scale)
         template = model.slab_scale
-        self.global_scale = LogNormalFamily(torch.zeros_like(template).expand(2), initial_log_scale)
+        self.global_scale = LogNormalFamily(
+            torch.zeros_like(template).expand(2), initial_log_scale, event_dim=1
+        )
         self.local_scale: Any = nn.ModuleDict()  # LogNormalFamily by group
         for group in self._groups:
             if group.prunable:
                 # τ² = a b: the logs of both factors start at log τ.
                 start = torch.full_like(template, math.log(initial_local_scale))
                 start = start.expand(group.size, 2)
-                self.local_scale[key(group)] = LogNormalFamily(start, initial_log_scale)
+                self.local_scale[key(group)] = LogNormalFamily(
+                    start, initial_log_scale, event_dim=1
+                )
         # Gauss–Hermite nodes for E ρ̃: log ρ is Gaussian under q.
         nodes, weights = np.polynomial.hermite_e.hermegauss(32)
         self._nodes = torch.from_numpy(nodes)
@@ -62,7 +66,7 @@ class SpikeSlabGroupHorseshoe(SpikeSlabGuide):
         local_scale = self.local_scale
         for group, family in self.layers():
             if group.prunable:
-                pyro.sample(f"{group.name}.local_scale", local_scale[key(group)]())
+                self.sample_units(f"{group.name}.local_scale", group.name, local_scale[key(group)])
             self.sample_rows(group, family)
         self.sample_rest()
 

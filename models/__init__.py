@@ -12,15 +12,21 @@ effective rows of every group, and register a guide for it in :mod:`pyro_sparse.
 from .base import SparseModel
 from .deterministic import Deterministic
 from .inclusion import layerwise_inclusion_logits
+from .log_normal_noise import LogNormalNoise
+from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
+from .support import Support
 
 __all__ = [
     "Deterministic",
+    "LogNormalNoise",
+    "ReducibleGaussian",
     "SparseModel",
     "SpikeSlabGaussian",
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
+    "Support",
     "layerwise_inclusion_logits",
 ]

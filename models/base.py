@@ -19,6 +19,7 @@ from pyro_sparse.likelihoods import Categorical, Likelihood
 from pyro_sparse.modules import LocalPyroModule
 
 from .inclusion import layerwise_inclusion_logits, logit
+from .support import Support
 
 __all__ = ["SparseModel", "positive"]
 
@@ -102,6 +103,7 @@ class SparseModel(LocalPyroModule):
         self.prune_inputs = prune_inputs
         self.num_data = num_data
         self.net = _template(net)
+        self.support = Support(self.support_shapes())
         self.likelihood = Categorical() if likelihood is None else likelihood
         self.register_constant("output_scale", output_scale)
         input_logit = _probability("input_inclusion_probability", input_inclusion_probability)
@@ -130,6 +132,14 @@ class SparseModel(LocalPyroModule):
         values = dict(self.net.named_buffers())
         return {group.name: self.graph.rows(values, group.name) for group in self.layers}
 
+    def support_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What can be pruned for good, by group: units here; models may override it."""
+        return {
+            group.name: (group.size,)
+            for group in self.graph
+            if group.prunable and (group.writers or self.prune_inputs)
+        }
+
     def row_shape(self, group: Group) -> torch.Size:
         return torch.Size((group.size, self.graph.row_length(group.name)))
 
@@ -147,13 +157,21 @@ class SparseModel(LocalPyroModule):
         # Included, a gate is exactly 1: a spike at 0 beside a point mass at 1.
         one = torch.ones(size, device=self.output_scale.device, dtype=self.output_scale.dtype)
         prior = SpikeAndSlab(logits=self.input_inclusion_logit.expand(size), slab=dist.Delta(one))
-        return pyro.sample("input.gate", prior.to_event(1))
+        return pyro.sample("input.gate", self.support.law("input", prior).to_event(1))
+
+    def parameters_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The network's parameters at the given effective rows, with 0 for what was pruned."""
+        return self.graph.parameters(
+            {name: self.support.rows(name, value) for name, value in rows.items()}
+        )
 
     def run(self, x: Tensor, rows: Mapping[str, Tensor], gate: Tensor | None = None) -> Tensor:
         """The network's output at the given effective rows and input gate."""
         if gate is not None:
+            if self.support.restricted:
+                gate = gate * self.support["input"].to(gate.dtype)
             x = self.graph.gate_inputs(x, gate)
-        return functional_call(self.net, self.graph.parameters(rows), (x,))
+        return functional_call(self.net, self.parameters_of(rows), (x,))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Sample everything; observe ``y`` where given. Returns the network's output."""
@@ -211,4 +229,5 @@ class SpikeSlabModel(SparseModel):
         zero = torch.zeros_like(self.slab_scale)
         slab = dist.Normal(zero, self.slab_scale).expand(self.row_shape(group)).to_event(1)
         logits = self.inclusion_logits[self._layer_index[group.name]].expand(group.size)
-        return pyro.sample(f"{group.name}.rows", SpikeAndSlab(logits=logits, slab=slab).to_event(1))
+        prior = self.support.law(group.name, SpikeAndSlab(logits=logits, slab=slab))
+        return pyro.sample(f"{group.name}.rows", prior.to_event(1))

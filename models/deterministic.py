@@ -40,9 +40,10 @@ class Deterministic(SparseModel):
         for group in self.layers:
             shape = self.row_shape(group)
             if self.prior_scale is None:
-                prior = dist.ImproperUniform(dist.constraints.real, (), shape)
+                prior = dist.ImproperUniform(dist.constraints.real, shape, ())
             else:
                 zero = torch.zeros_like(self.prior_scale)
-                prior = dist.Normal(zero, self.prior_scale).expand(shape).to_event(2)
-            rows[group.name] = pyro.sample(f"{group.name}.rows", prior)
+                prior = dist.Normal(zero, self.prior_scale).expand(shape)
+            law = self.support.law(group.name, prior.to_event(1))
+            rows[group.name] = pyro.sample(f"{group.name}.rows", law.to_event(1))
         return rows

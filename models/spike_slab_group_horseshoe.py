@@ -67,8 +67,10 @@ class SpikeSlabGroupHorseshoe(SpikeSlabModel):
         rows = {}
         for group in self.layers:
             if group.prunable:
-                local = HalfCauchyFactors(self.local_scale.expand(group.size)).to_event(1)
-                tau_factors = pyro.sample(f"{group.name}.local_scale", local)
+                local = self.support.law(
+                    group.name, HalfCauchyFactors(self.local_scale.expand(group.size))
+                )
+                tau_factors = pyro.sample(f"{group.name}.local_scale", local.to_event(1))
                 # ρ = sqrt(s² τ²), from the four factors' logs
                 log_rho = 0.5 * (s_factors.log().sum(-1) + tau_factors.log().sum(-1))
                 scale = self.regularised(log_rho)

@@ -56,9 +56,8 @@ class SpikeSlabGroupLasso(SpikeSlabModel):
             if group.prunable:
                 units, length = self.row_shape(group)
                 shape = torch.full_like(varsigma2, (length + 1) / 2).expand(units)
-                tau2 = pyro.sample(
-                    f"{group.name}.tau2", dist.Gamma(shape, varsigma2 / 2).to_event(1)
-                )
+                prior = self.support.law(group.name, dist.Gamma(shape, varsigma2 / 2))
+                tau2 = pyro.sample(f"{group.name}.tau2", prior.to_event(1))
                 rows[group.name] = self.spike_and_slab_rows(group) * tau2.sqrt().unsqueeze(-1)
             else:
                 rows[group.name] = self.gaussian_rows(group)

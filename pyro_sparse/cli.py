@@ -106,7 +106,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--kl-start",
-            type=click.FloatRange(0, 1),
+            type=click.FloatRange(0),
             help="The KL's weight at first; 1 is the paper's objective throughout.",
         ),
         click.option(
@@ -115,7 +115,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--kl-rise",
             type=click.FloatRange(0, 1),
-            help="Share of training over which it rises to 1 then.",
+            help="Share of training over which it then goes to 1.",
         ),
         click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
         click.option("--num-particles", type=click.IntRange(1), help="Draws of the guide a step."),
@@ -143,7 +143,54 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "number in (0, 1).",
         ),
         click.option("--slab-scale", type=float, help="Prior standard deviation σ0 of the slab."),
+        click.option(
+            "--prior-scale",
+            type=click.FloatRange(0, min_open=True),
+            help="Prior standard deviation of weights that are point estimates (weight decay) or "
+            "reducible.",
+        ),
         click.option("--prune-inputs", is_flag=True, help="Select input features, too."),
+        click.option(
+            "--noise-draws",
+            type=click.Choice(["batch", "example"]),
+            help="Draws of a noise on units: one for the batch, or one an example.",
+        ),
+        click.option(
+            "--last-layer",
+            type=click.Choice(["mean-field", "joint"]),
+            help="Posterior of the last layer's weights, where they are reducible.",
+        ),
+        click.option(
+            "--pretrain",
+            type=click.IntRange(0),
+            help="Epochs of training the dense network that the model starts from.",
+        ),
+        click.option(
+            "--rule",
+            help="Which units are kept: median:γ, snr:t, bmrs-n:ω, bmrs-u4:ω, bmrs-u8:ω, "
+            "macs:N:MEASURE or top:K:MEASURE. [default: the model's]",
+        ),
+        click.option(
+            "--budget",
+            type=click.FloatRange(0, min_open=True),
+            help="MACs that magnitude, random and shapley may keep, or below 1 the share of the "
+            "dense network's. [default: in compare what the other models keep, else 0.1]",
+        ),
+        click.option(
+            "--passes",
+            type=click.IntRange(0),
+            help="How often, at most, to prune and train on after training.",
+        ),
+        click.option(
+            "--retrain",
+            type=click.FloatRange(0, 1, min_open=True),
+            help="Epochs of training after each pass, as a share of --epochs.",
+        ),
+        click.option(
+            "--prune-every",
+            type=click.IntRange(0),
+            help="Prune for good every so many epochs in the midst of training.",
+        ),
         click.option("--seed", default=0, show_default=True, help="Of everything random."),
         click.option("--quiet", is_flag=True, help="No progress bar."),
     ]
@@ -195,7 +242,7 @@ def fit(model: str, out: Path, **options: Any) -> None:
     settings, places = _split_options(options)
     from pyro_sparse import experiment, report
 
-    chosen = experiment.settings_for(model, **settings)
+    chosen = experiment.settings_for(model, strict=True, **settings)
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
     summary = experiment.run(chosen, out, dataset=dataset, progress=not places["quiet"])
     report.print_table([summary])
@@ -241,10 +288,8 @@ def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="New folder."
 )
 @click.option(
-    "--threshold",
-    default=0.5,
-    show_default=True,
-    help="Keep the units with inclusion probability above this.",
+    "--rule",
+    help="Which units are kept, see fit --rule. [default: the run's]",
 )
 @click.option("--onnx", is_flag=True, help="Write model.onnx, too (extra: pyro-sparse[onnx]).")
 @click.option("--pt2", is_flag=True, help="Write model.pt2 (torch.export), too.")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+import statistics
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ import torch
 from pyro_sparse import data, export, guides, infer, likelihoods, models, nets, zoo
 from pyro_sparse.export import compact
 from pyro_sparse.export import plots as export_plots
-from pyro_sparse.posterior import MedianProbability, Posterior, accuracy, plots, rmse
+from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
+from pyro_sparse.settings import Settings, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,132 +40,61 @@ __all__ = [
     "write_export",
 ]
 
-# Settings that depend on the size of the data, where the user gives none; docs/schedule.md has the
-# reasons. Much data: units are decided in the first epochs and stay, training goes on for the rest.
-LARGE: dict[str, Any] = {
-    "net": "mlp:400-400",
-    "epochs": 60,
-    "batch_size": 256,
-    "lr": 6e-3,
-    "lr_hold": 0.5,
-    "inclusion_lr": 6e-2,
-    "inclusion_hold": 0.1,
-    "inclusion_stop": 0.22,
-    "kl_hold": 0.13,
-    "kl_rise": 0.5,
-}
-# Little data: a step teaches little, and the KL weighs much against each example.
-SMALL: dict[str, Any] = {
-    "epochs": 300,
-    "batch_size": 32,
-    "lr": 5e-3,
-    "lr_hold": 0.4,
-    "inclusion_lr": 3e-2,
-    "inclusion_hold": 0.4,
-    "inclusion_stop": 1.0,
-    "kl_hold": 0.2,
-    "kl_rise": 0.4,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {**SMALL, "net": "mlp:100-100", "epochs": 120, "batch_size": 64},
-    "mnist": LARGE,
-    "fashion-mnist": LARGE,
-}
-TABLE: dict[str, Any] = {**SMALL, "net": "mlp:50"}
+SCORED = 1000
+"""Examples on which measures such as the Shapley value score units."""
 
 
 class PruningError(ValueError):
     """A trained posterior leaves no network, as where a layer would keep no unit."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run; config.json holds it.
+def build(
+    settings: Settings, dataset: data.Dataset, net: nn.Module | None = None
+) -> tuple[models.SparseModel, Any]:
+    """Model and guide of a run, before training.
 
-    `settings_for` fills in what depends on the data set.
-
-    Attributes:
-        model: a name of the zoo.
-        data: a name that `pyro_sparse.data.load` knows.
-        net: a name that `pyro_sparse.nets.build` knows.
-        epochs, batch_size, lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
-        schedule, lr_hold: how the learning rates fall, and the share of training before they do.
-        inclusion_hold, inclusion_stop: shares of training at which the inclusion logits' rate
-            begins to fall and at which it is 0.
-        kl_start, kl_hold, kl_rise: the KL's weight, see
-            :func:`pyro_sparse.infer.schedules.rising`; ``kl_start`` is
-            :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
-            throughout.
-        variance, initial_scale, inclusion: see the guides.
-        inclusion_probability, slab_scale, prune_inputs: see the models.
-        validation: share of the training set that is held out for the validation curve.
-        split: of data sets that come with several.
-        seed: of the validation split, the initial weights, the batches and the noise.
+    Args:
+        settings: of the run.
+        dataset: its data.
+        net: the network to start from; a new one when absent.
     """
-
-    model: str
-    data: str
-    net: str
-    epochs: int
-    batch_size: int
-    lr: float
-    lr_hold: float
-    inclusion_lr: float
-    inclusion_hold: float
-    inclusion_stop: float
-    kl_hold: float
-    kl_rise: float
-    scale_lr: float = 2e-2
-    schedule: str = "cosine"
-    kl_start: float | None = None
-    clip_norm: float | None = None
-    num_particles: int = 1
-    variance: str = "tied"
-    initial_scale: float | str = "balanced"
-    inclusion: str = "straight-through"
-    inclusion_probability: float | str = "layerwise"
-    slab_scale: float = 1.0
-    prune_inputs: bool = False
-    validation: float = 0.05
-    split: int = 0
-    seed: int = 0
-
-
-def settings_for(model: str, data: str, **given: Any) -> Settings:
-    """Settings with the defaults for a data set; what is given as None counts as not given.
-
-    Raises:
-        ValueError: the model is not known.
-    """
-    zoo.find(model)
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return Settings(model=model, data=data, **{**DEFAULTS.get(data, TABLE), **chosen})
-
-
-def build(settings: Settings, dataset: data.Dataset) -> tuple[models.SparseModel, Any]:
-    """Model and guide of a run, before training."""
     entry = zoo.find(settings.model)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.seed)
-        net = nets.build(settings.net, dataset.input_shape, dataset.outputs)
-    shared: dict[str, Any] = {
-        "likelihood": likelihoods.Categorical() if dataset.classes else likelihoods.Normal(),
-        "num_data": len(dataset.train),
-    }
-    options: dict[str, Any] = {}
-    if entry.name != "dense":
-        shared |= {
-            "inclusion_probability": settings.inclusion_probability,
-            "slab_scale": settings.slab_scale,
-            "prune_inputs": settings.prune_inputs,
-        }
-        options = {
-            "variance": settings.variance,
-            "initial_scale": settings.initial_scale,
-            "inclusion": settings.inclusion,
-        }
-    model = getattr(models, entry.model)(net, dataset.train.x[:2], **shared)
-    return model, guides.for_model(model, **options)
+    if net is None:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.seed)
+            net = nets.build(settings.net, dataset.input_shape, dataset.outputs)
+
+    def options(names: Sequence[str]) -> dict[str, Any]:
+        chosen = {name: getattr(settings, name) for name in names}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    model = getattr(models, entry.model)(
+        net,
+        dataset.train.x[:2],
+        likelihood=likelihoods.Categorical() if dataset.classes else likelihoods.Normal(),
+        num_data=len(dataset.train),
+        **options(entry.model_options),
+    )
+    return model, guides.for_model(model, **options(entry.guide_options))
+
+
+def selection_rule(
+    settings: Settings, posterior: Posterior, split: data.Split
+) -> selection.SelectionRule:
+    """The rule of a run: the one that is named, or the model's default.
+
+    Args:
+        settings: of the run.
+        posterior: to be pruned.
+        split: examples for measures that score on data.
+    """
+    rule, dense = settings.rule, posterior.macs({})
+    if rule is None and not zoo.find(settings.model).bayesian and settings.passes:
+        budget = 0.1 if settings.budget is None else settings.budget
+        rule = f"macs:{budget}:{settings.model}"
+    if rule is None:
+        return selection.default_rule(posterior.model)
+    return selection.parse(rule, split.x[:SCORED], split.y[:SCORED], dense)
 
 
 def load_data(settings: Settings, root: str | Path | None, download: bool = False) -> data.Dataset:
@@ -176,16 +107,6 @@ def load_data(settings: Settings, root: str | Path | None, download: bool = Fals
         split=settings.split,
         seed=settings.seed,
     )
-
-
-def _validation_score(posterior: Posterior, split: data.Split) -> dict[str, float]:
-    """Score of the network that would be shipped now, on the held-out part of the training set."""
-    if not len(split):
-        return {}
-    prediction = posterior.model.likelihood.natural(posterior.masked(split.x))
-    if split.y.is_floating_point():
-        return {"validation_rmse": rmse(prediction, split.y)}
-    return {"validation_accuracy": accuracy(prediction, split.y)}
 
 
 def run(
@@ -212,7 +133,6 @@ def run(
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; choose another folder with --out")
     model, guide = build(settings, dataset)
-    posterior = Posterior(model, guide)
     split = dataset.train
     loader = data.Batches(
         split.x, split.y, min(settings.batch_size, len(split)), seed=settings.seed
@@ -221,48 +141,131 @@ def run(
         part = getattr(dataset, name)
         if len(part):
             infer.check_data(model, part.x, part.y, f"{name} data")
-    start = settings.kl_start
-    if start is None:
-        start = infer.schedules.cheap(len(split))
+    rule = selection_rule(settings, Posterior(model, guide), split)
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "config.json", dataclasses.asdict(settings))
     try:
+        seconds = 0.0
+        if settings.pretrain:
+            net, seconds = _pretrained(settings, dataset, loader, progress)
+            model, guide = build(settings, dataset, net)
+        posterior = Posterior(model, guide)
         fitted = infer.fit(
             model,
             guide,
             loader,
-            epochs=settings.epochs,
-            lr=settings.lr,
-            inclusion_lr=settings.inclusion_lr,
-            scale_lr=settings.scale_lr,
-            schedule=infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
-            inclusion_schedule=infer.schedules.cosine(
-                settings.inclusion_hold, settings.inclusion_stop
-            ),
-            kl_weight=infer.schedules.rising(start, settings.kl_hold, settings.kl_rise),
-            clip_norm=settings.clip_norm,
-            num_particles=settings.num_particles,
-            seed=settings.seed,
             out=out,
-            progress=progress,
-            on_epoch=lambda m: m.update(_validation_score(posterior, dataset.validation)),
+            num_particles=settings.num_particles,
+            on_epoch=_EpochMetrics(settings, posterior, rule, dataset.validation),
+            **_fit_options(settings, settings.epochs, len(split), progress),
         )
     except ValueError:
         # Refused before it began: the folder holds no run, and may be used again.
         (out / "config.json").unlink()
         raise
+    seconds += fitted.seconds
+    path: list[pruning.Pass] = []
+    if settings.passes:
+        epochs = max(1, round(settings.retrain * settings.epochs))
+        started = time.perf_counter()
+        path = pruning.iterate(
+            posterior,
+            loader,
+            epochs=epochs,
+            rule=None if settings.rule is None and posterior.gaussians() else rule,
+            max_passes=settings.passes,
+            **_fit_options(settings, epochs, len(split), progress, retrain=True),
+        )
+        seconds += time.perf_counter() - started
+        infer.save_checkpoint(
+            infer.checkpoint_file(out), model, guide, progress={"history": fitted.history}
+        )
+        # What was pruned is out for good; what is left is kept where anything flows through it.
+        rule = selection.default_rule(model)
     try:
-        summary = summarise(settings, posterior, dataset)
+        summary = summarise(settings, posterior, dataset, rule)
     except ValueError as error:
         raise PruningError(f"{error}. The run is kept in {out}") from error
     summary |= {
-        "train_seconds": round(fitted.seconds, 3),
+        "train_seconds": round(seconds, 3),
         "seconds_per_epoch": round(fitted.seconds / len(fitted.history), 4),
     }
+    if path:
+        summary["path"] = [dataclasses.asdict(step) for step in path]
     _write_json(out / "summary.json", summary)
     if figures:
-        write_figures(posterior, fitted.history, out / "figures")
+        write_figures(posterior, fitted.history, out / "figures", path)
     return summary
+
+
+def _fit_options(
+    settings: Settings, epochs: int, num_data: int, progress: bool, retrain: bool = False
+) -> dict[str, Any]:
+    """Arguments of `fit` for the main training, or for training on after a pruning."""
+    start = settings.kl_start
+    if start is None:
+        start = infer.schedules.cheap(num_data)
+    ramp = infer.schedules.ramp(start, settings.kl_hold, settings.kl_rise)
+    return {
+        "epochs": epochs,
+        "lr": settings.lr,
+        "inclusion_lr": settings.inclusion_lr,
+        "scale_lr": settings.scale_lr,
+        "schedule": infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
+        "inclusion_schedule": infer.schedules.cosine(
+            settings.inclusion_hold, settings.inclusion_stop
+        ),
+        "kl_weight": infer.schedules.constant() if retrain else ramp,
+        "clip_norm": settings.clip_norm,
+        "seed": settings.seed,
+        "progress": progress,
+    }
+
+
+def _pretrained(
+    settings: Settings, dataset: data.Dataset, loader: data.Batches, progress: bool
+) -> tuple[nn.Module, float]:
+    """The dense network after ``pretrain`` epochs, and the seconds that took."""
+    dense = dataclasses.replace(settings, model="dense", prior_scale=None)
+    model, guide = build(dense, dataset)
+    options = _fit_options(settings, settings.pretrain, len(dataset.train), progress)
+    fitted = infer.fit(model, guide, loader, **options)
+    return _dense_network(Posterior(model, guide)), fitted.seconds
+
+
+class _EpochMetrics:
+    """After each epoch: prune where it is due, and say how good the pruned network would be."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        posterior: Posterior,
+        rule: selection.SelectionRule,
+        split: data.Split,
+    ) -> None:
+        self.posterior, self.split = posterior, split
+        # A rule that costs forward passes, or keeps a share whatever the posterior says, would
+        # not tell anything about training.
+        self.rule = selection.default_rule(posterior.model) if settings.passes else rule
+        self.prune = None
+        if settings.prune_every:
+            stop = round(settings.epochs * (1 - settings.retrain))
+            self.prune = pruning.PruneEvery(posterior, rule, settings.prune_every, stop=stop)
+
+    def __call__(self, metrics: dict[str, Any]) -> None:
+        if self.prune is not None:
+            self.prune(metrics)
+        keep = self.posterior.keep(self.rule)
+        names = [group.name for group in self.posterior.prunable_groups()]
+        metrics["kept"] = {name: int(keep[name].sum()) for name in names}
+        if len(self.split):
+            prediction = self.posterior.model.likelihood.natural(
+                self.posterior.masked(self.split.x, keep)
+            )
+            if self.split.y.is_floating_point():
+                metrics["validation_rmse"] = rmse(prediction, self.split.y)
+            else:
+                metrics["validation_accuracy"] = accuracy(prediction, self.split.y)
 
 
 def compare(
@@ -283,8 +286,14 @@ def compare(
         raise ValueError(f"{out} already holds a comparison; choose another folder with --out")
     for one in settings:
         build(one, dataset)
-    summaries = []
-    for one in settings:
+    summaries: list[dict[str, Any]] = []
+    # Reference pruners come last: their budget is what the others need.
+    ordered = sorted(settings, key=lambda one: _is_reference(one) and one.budget is None)
+    for one in ordered:
+        if _is_reference(one) and one.budget is None:
+            others = [s["macs_compact"] for s in summaries if zoo.find(s["model"]).bayesian]
+            budget = float(statistics.median(others)) if others else None
+            one = dataclasses.replace(one, budget=budget)
         if progress:
             print(zoo.find(one.model).title, flush=True)
         try:
@@ -300,10 +309,20 @@ def compare(
     return summaries
 
 
-def summarise(settings: Settings, posterior: Posterior, dataset: data.Dataset) -> dict[str, Any]:
-    """The numbers of summary.json, on the test set."""
-    keep = posterior.keep()
-    groups = posterior.summary().groups
+def _is_reference(settings: Settings) -> bool:
+    """Whether a run is a pruner to compare with, which needs a budget."""
+    return bool(settings.passes) and not zoo.find(settings.model).bayesian
+
+
+def summarise(
+    settings: Settings,
+    posterior: Posterior,
+    dataset: data.Dataset,
+    rule: selection.SelectionRule | None = None,
+) -> dict[str, Any]:
+    """The numbers of summary.json, on the test set, for the units that ``rule`` keeps."""
+    keep = posterior.keep(rule)
+    groups = posterior.summary(rule).groups
     small = compact(posterior, keep)
     example = dataset.test.x[:1]
     with torch.random.fork_rng([]):
@@ -313,8 +332,13 @@ def summarise(settings: Settings, posterior: Posterior, dataset: data.Dataset) -
             dataset.test.x, dataset.test.y, keep=keep, target_scale=float(scale)
         )
     dense = _dense_network(posterior)
-    hidden = [group for group in posterior.model.layers if group.prunable]
-    names = [group.group for group in groups] or [group.name for group in hidden]
+    # Inputs that nothing reads are gone, too, wherever a rule finds them.
+    names = [group.name for group in posterior.prunable_groups()]
+    if "input" not in names and not bool(keep["input"].all()):
+        names = ["input", *names]
+    undecided = {group.group: group.undecided or 0 for group in groups}
+    support = posterior.model.support
+    weights = {name: int(support[name].sum()) for name in support if support[name].dim() == 2}
     return {
         "model": settings.model,
         "net": settings.net,
@@ -327,7 +351,8 @@ def summarise(settings: Settings, posterior: Posterior, dataset: data.Dataset) -
         "macs_compact": nets.count_macs(small, example),
         "units": {name: posterior.model.graph[name].size for name in names},
         "kept": {name: int(keep[name].sum()) for name in names},
-        "undecided": {group.group: group.undecided for group in groups} or dict.fromkeys(names, 0),
+        "undecided": {name: undecided.get(name, 0) for name in names},
+        **({"weights_left": weights} if weights else {}),
         "max_abs_diff_masked_compact": _difference(posterior, keep, small, dataset),
         **scores,
     }
@@ -350,8 +375,13 @@ def _dense_network(posterior: Posterior) -> nn.Module:
     return compact(posterior, everything)
 
 
-def write_figures(posterior: Posterior, history: list[dict[str, Any]], folder: Path) -> None:
-    """training.png, and for sparse models inclusion.png and units.png."""
+def write_figures(
+    posterior: Posterior,
+    history: list[dict[str, Any]],
+    folder: Path,
+    path: Sequence[pruning.Pass] = (),
+) -> None:
+    """training.png, and what else the model has: inclusion.png, units.png, free_energy.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -361,7 +391,13 @@ def write_figures(posterior: Posterior, history: list[dict[str, Any]], folder: P
     inclusion = posterior.inclusion()
     if inclusion:
         figures["inclusion"] = lambda ax: plots.inclusion_probabilities(inclusion, ax)
+    noise = posterior.noise()
+    if noise:
+        figures["noise"] = lambda ax: plots.noise_signal(noise, ax)
+    if inclusion or noise:
         figures["units"] = lambda ax: plots.units_kept(history, ax)
+    if path:
+        figures["free_energy"] = lambda ax: plots.free_energy_path(path, ax)
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
         # No pyplot: its global state belongs to the user.
@@ -392,8 +428,20 @@ def load(
         raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
     dataset = load_data(settings, root)
     model, guide = build(settings, dataset)
-    infer.restore(folder / "checkpoint" / "last.safetensors", model, guide)
+    infer.restore(infer.checkpoint_file(folder), model, guide)
     return settings, dataset, Posterior(model, guide)
+
+
+def _run_keep(
+    settings: Settings, posterior: Posterior, dataset: data.Dataset, rule: str | None = None
+) -> dict[str, Tensor]:
+    """The units that a finished run keeps, by ``rule`` or its own."""
+    if rule is not None:
+        settings = dataclasses.replace(settings, rule=rule, passes=0)
+    elif settings.passes:
+        # What the passes pruned is out; what is left follows from that.
+        settings = dataclasses.replace(settings, rule="connected")
+    return posterior.keep(selection_rule(settings, posterior, dataset.train))
 
 
 def write_export(
@@ -401,7 +449,7 @@ def write_export(
     out: str | Path,
     *,
     root: str | Path | None = None,
-    threshold: float = 0.5,
+    rule: str | None = None,
     onnx: bool = False,
     pt2: bool = False,
     draws: int = 0,
@@ -413,7 +461,8 @@ def write_export(
         folder: the run.
         out: the new folder.
         root: of the data.
-        threshold: of the median-probability rule.
+        rule: a selection rule, see :func:`pyro_sparse.posterior.selection.parse`; that of the run
+            when absent.
         onnx, pt2: further formats.
         draws: compact networks drawn from the posterior, in place of the one at its means.
         dense: run folder of the dense baseline, for the model card; the folder ``dense`` beside the
@@ -428,7 +477,7 @@ def write_export(
     export.check_target(out, onnx=onnx)
     settings, dataset, posterior = load(folder, root)
     baseline = _dense_scores(Path(folder), settings, dense)
-    keep = posterior.keep(MedianProbability(threshold))
+    keep = _run_keep(settings, posterior, dataset, rule)
     small = compact(posterior, keep)
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
     test = dataset.test
@@ -568,8 +617,9 @@ def bench(
         small = export.load(folder)
         example = torch.zeros(1, *given["shape"], dtype=getattr(torch, given["dtype"]))
     else:
-        _, dataset, posterior = load(folder, root)
-        dense, small = _dense_network(posterior), compact(posterior)
+        settings, dataset, posterior = load(folder, root)
+        small = compact(posterior, _run_keep(settings, posterior, dataset))
+        dense = _dense_network(posterior)
         example = dataset.test.x[:1]
     result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
     _write_json(folder / "bench.json", result.to_dict())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from .names import nearest
 
@@ -23,6 +25,9 @@ class Entry:
         guide: in a line.
         rule: which units are kept.
         use: "use it when ..." in a line.
+        model_options, guide_options: settings that the model's and the guide's constructor take.
+        settings: what differs from the defaults of a run.
+        bayesian: whether it is more than a baseline to compare with.
     """
 
     name: str
@@ -33,6 +38,33 @@ class Entry:
     guide: str
     rule: str
     use: str
+    model_options: tuple[str, ...] = ()
+    guide_options: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    bayesian: bool = True
+
+
+_SPIKE: dict[str, Any] = {
+    "model_options": ("inclusion_probability", "slab_scale", "prune_inputs"),
+    "guide_options": ("variance", "initial_scale", "inclusion"),
+}
+
+
+def _reference(name: str, title: str, paper: str, rule: str, use: str, retrain: float) -> Entry:
+    """A pruner that is no Bayesian model: a dense network, pruned by a rule, and trained on."""
+    return Entry(
+        name=name,
+        model="Deterministic",
+        title=f"{title} (baseline, not Bayesian)",
+        paper=paper,
+        prior="flat, or N(0, σ²) as weight decay",
+        guide="a point mass",
+        rule=rule,
+        use=use,
+        model_options=("prior_scale",),
+        settings={"passes": 1, "retrain": retrain},
+        bayesian=False,
+    )
 
 
 ZOO: dict[str, Entry] = {
@@ -47,6 +79,7 @@ ZOO: dict[str, Entry] = {
             guide="Bernoulli(γ) × Gaussian, tied or full variance",
             rule="inclusion probability > ½",
             use="you want the simplest spike-and-slab prior, and inclusion probabilities to read",
+            **_SPIKE,
         ),
         Entry(
             name="ss-gl",
@@ -57,6 +90,7 @@ ZOO: dict[str, Entry] = {
             guide="as SS-IG, log-normal τ² a unit and ς² a network",
             rule="inclusion probability > ½",
             use="units should differ in scale, and the network learns how strongly to shrink",
+            **_SPIKE,
         ),
         Entry(
             name="ss-ghs",
@@ -67,6 +101,70 @@ ZOO: dict[str, Entry] = {
             guide="as SS-IG, log-normal factors of s and of τ a unit",
             rule="inclusion probability > ½",
             use="you want the smallest network: heavy tails keep few units, shrink the others",
+            **_SPIKE,
+        ),
+        Entry(
+            name="sbp",
+            model="LogNormalNoise",
+            title="structured Bayesian pruning (SBP)",
+            paper="Neklyudov, Molchanov, Ashukha, Vetrov, NeurIPS 2017",
+            prior="a noise θ a unit, log θ ~ U[−20, 0]; weights flat",
+            guide="truncated log-normal θ, point estimates of weights",
+            rule="signal-to-noise ratio of θ > 1, and E θ > 0.001",
+            use="training must cost no more than a dense network's, or units, channels and inputs "
+            "of a trained network are to be thinned out",
+            model_options=("prior_scale", "prune_inputs"),
+            guide_options=("noise_draws",),
+        ),
+        Entry(
+            name="bmrs",
+            model="LogNormalNoise",
+            title="Bayesian model reduction for structured pruning (BMRS)",
+            paper="Wright, Igel, Selvan, NeurIPS 2024",
+            prior="as SBP",
+            guide="as SBP",
+            rule="evidence of a prior on θ at 0 at least 1/ω of the full one's, prior odds ω = 20",
+            use="you use SBP, and want the evidence rather than a threshold to decide",
+            model_options=("prior_scale", "prune_inputs"),
+            guide_options=("noise_draws",),
+            settings={"rule": "bmrs-n"},
+        ),
+        Entry(
+            name="bmr",
+            model="ReducibleGaussian",
+            title="Bayesian model reduction of weights (BMR)",
+            paper="Beckers, van Erp, Zhao, Kondrashov, de Vries (2022), arXiv 2210.09134",
+            prior="w ~ N(0, s0²) each, all layers",
+            guide="mean-field Gaussian, or a joint one on the last layer",
+            rule="weights with ΔF < 0, again until none goes; then units with weights in and out",
+            use="the network is small, as for tables, and the evidence should choose its weights",
+            model_options=("prior_scale",),
+            guide_options=("initial_scale", "last_layer"),
+            settings={"initial_scale": 0.1, "passes": 30},
+        ),
+        _reference(
+            "magnitude",
+            "pruning by magnitude",
+            "folklore",
+            "largest norms of rows, relative to their layer, within a budget of MACs",
+            "you need to know what a Bayesian rule is worth",
+            0.2,
+        ),
+        _reference(
+            "random",
+            "random pruning",
+            "folklore",
+            "random units within a budget of MACs",
+            "you need to know what choosing units is worth at all",
+            0.2,
+        ),
+        _reference(
+            "shapley",
+            "game-theoretic pruning by Shapley values",
+            "the idea of Diaz-Ortiz et al. (GTAP, 2023); our own estimator",
+            "largest mean marginal gains in likelihood over random orders, within a budget of MACs",
+            "you need the strongest of the baselines, and can wait for it",
+            0.2,
         ),
         Entry(
             name="dense",
@@ -77,6 +175,8 @@ ZOO: dict[str, Entry] = {
             guide="a point mass",
             rule="all units",
             use="you need the number to compare with",
+            model_options=("prior_scale",),
+            bayesian=False,
         ),
     )
 }

@@ -232,7 +232,7 @@ def test_bench_of_a_run(run, monkeypatch):
         (["--clip-norm", "-2"], "positive clip_norm"),
         (["--epochs", "0"], "'--epochs'"),
         (["--batch-size", "0"], "'--batch-size'"),
-        (["--kl-start", "2"], "'--kl-start'"),
+        (["--kl-start", "-2"], "'--kl-start'"),
         (["--validation", "1"], "validation share"),
         (["--split", "3"], "single split"),
         (["--variance", "diagonal"], "'--variance'"),
@@ -296,10 +296,14 @@ def test_a_layer_that_keeps_nothing(tmp_path):
 def test_exports_that_cannot_be(run, tmp_path):
     assert "holds no run" in fail("export", tmp_path, "--out", tmp_path / "small")
     assert "not empty" in fail("export", run, "--out", run)
-    assert "threshold" in fail("export", run, "--out", tmp_path / "small", "--threshold", "1.5")
+    assert "threshold" in fail("export", run, "--out", tmp_path / "small", "--rule", "median:1.5")
     assert "would keep none" in fail(
-        "export", run, "--out", tmp_path / "small", "--threshold", "0.9999"
+        "export", run, "--out", tmp_path / "small", "--rule", "median:0.9999"
     )
+    assert "Did you mean median" in fail(
+        "export", run, "--out", tmp_path / "small", "--rule", "medan"
+    )
+    assert "multiplicative noise" in fail("export", run, "--out", tmp_path / "x", "--rule", "snr")
     assert "'--draws'" in fail("export", run, "--out", tmp_path / "small", "--draws", "0")
     nowhere = tmp_path / "nowhere"
     message = fail("export", run, "--out", tmp_path / "small", "--dense", nowhere)

@@ -2,12 +2,14 @@
 
 from pyro_sparse.distributions import kl as kl
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
+from pyro_sparse.distributions.joint_normal import JointNormal
 from pyro_sparse.distributions.spike_and_slab import RelaxedSpikeAndSlab, SpikeAndSlab
 from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
 
 __all__ = [
     "HalfCauchyFactors",
+    "JointNormal",
     "LogUniform",
     "RelaxedSpikeAndSlab",
     "SpikeAndSlab",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.inverse_gamma import InverseGamma as PyroInverseGamma
 from torch import Tensor
 from torch.distributions import (
@@ -27,6 +28,7 @@ from torch.distributions import (
 from torch.nn.functional import logsigmoid
 
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
+from pyro_sparse.distributions.joint_normal import JointNormal
 from pyro_sparse.distributions.spike_and_slab import SpikeAndSlab
 from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
@@ -74,6 +76,25 @@ def _kl_tied_normal_tied_normal(p: TiedNormal, q: TiedNormal) -> Tensor:
     second_moment = row_ratio.square() * column_ratio.square().sum()
     log_ratio = size * row_ratio.log() + column_ratio.log().sum()
     return 0.5 * (second_moment + error - size) - log_ratio
+
+
+@register_kl(JointNormal, Independent)
+def _kl_joint_normal_independent_normal(p: JointNormal, q: Independent) -> Tensor:
+    """Over the entries that q's mask leaves in: their marginal under p against q."""
+    base, mask = q.base_dist, None
+    if isinstance(base, MaskedDistribution) and isinstance(base._mask, Tensor):
+        base, mask = base.base_dist, base._mask.expand(p.event_shape)
+    if not isinstance(base, Normal) or p.event_shape != q.event_shape:
+        raise NotImplementedError(f"KL of a JointNormal from {q!r}")
+    factor, error, scale = p.scale_tril, (p.loc - base.loc).flatten(), base.scale.flatten()
+    if mask is None:
+        log_det = factor.diagonal().log().sum()
+    else:
+        inside = mask.flatten().nonzero().squeeze(1)
+        factor, error, scale = factor[inside], error[inside], scale[inside]
+        log_det = torch.linalg.cholesky(factor @ factor.T).diagonal().log().sum()
+    quadratic = (factor.square().sum(1) + error.square()) / scale.square()
+    return 0.5 * (quadratic - 1).sum() + scale.log().sum() - log_det
 
 
 @register_kl(LogNormal, Gamma)

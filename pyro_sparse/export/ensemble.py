@@ -90,11 +90,11 @@ def _included_draws(
             with poutine.replay(trace=trace):
                 rows, gate = model.rows(), model.input_gate()
                 latents = model.likelihood.sites()
-            if gate is not None and not bool((gate == 1).all()):
-                raise ValueError(
-                    "draws with a noise on the inputs cannot be exported: prune_inputs=False"
-                )
-            yield dict(model.graph.parameters(rows)), latents
+            parameters = model.parameters_of(rows)
+            if gate is not None:
+                # A noise on the inputs moves into the columns that read them; a gate is 1 here.
+                parameters = model.graph.scale_columns(parameters, "input", gate)
+            yield parameters, latents
 
 
 def compact_draws(

@@ -154,6 +154,33 @@ class Graph:
                 parameters[alias] = parameters[name]
         return parameters
 
+    def gate_rows(self, name: str, rows: Tensor, gate: Tensor) -> Tensor:
+        """``rows`` of group ``name`` such that the units' outputs are multiplied by ``gate``.
+
+        :param rows: ``(units, row length)``.
+        :param gate: ``(units,)``.
+        """
+        return rows * gate.unsqueeze(-1)
+
+    def scale_columns(
+        self, parameters: Mapping[str, Tensor], name: str, scale: Tensor
+    ) -> dict[str, Tensor]:
+        """``parameters`` with the columns that read the units of ``name`` multiplied by ``scale``.
+
+        The readers then see each unit as if its output were multiplied.
+
+        :param parameters: tensors by name, those of all readers among them.
+        :param scale: ``(units,)``.
+        """
+        scaled = dict(parameters)
+        for reader in self[name].readers:
+            value = scaled[reader.parameter]
+            shape = [1] * value.dim()
+            shape[reader.dim] = -1
+            factor = scale.to(value).repeat_interleave(reader.block).reshape(shape)
+            scaled[reader.parameter] = value * factor
+        return scaled
+
     def gate_inputs(self, inputs: Tensor, gate: Tensor) -> Tensor:
         """``inputs`` times a gate on the units of the group ``"input"``.
 
@@ -227,6 +254,58 @@ class Graph:
             if alias in masked and name in masked:
                 masked[alias] = masked[name]
         return masked
+
+    def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Shape that each grouped parameter has once excluded units are cut out.
+
+        :param keep: boolean masks by group, as in :meth:`check_keep`.
+        """
+        sizes = {name: list(shape) for name, shape in self.shapes.items()}
+        for name, mask in self.check_keep(keep).items():
+            excluded = int((~mask).sum())
+            for part in (*self[name].writers, *self[name].readers):
+                sizes[part.parameter][part.dim] -= excluded * part.block
+        return {name: tuple(size) for name, size in sizes.items()}
+
+    def connected(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks of the units through which anything flows, for every prunable group.
+
+        A unit whose row is all 0 emits a constant; one whose columns are 0 in every reader, or
+        whose readers' units are themselves not connected, is read by nobody.
+
+        :param parameters: the network's parameters by name.
+        """
+        masks = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self}
+        # Forwards: a row that reads only units that are out is a constant, too. Backwards: units
+        # that nothing reads. Each pass can only take units out, so this ends.
+        while True:
+            masked = self.masked_parameters(parameters, self._prunable(masks))
+            for group in self:
+                for reader in group.readers:
+                    value = masked[reader.parameter]
+                    entries = masks[group.name].repeat_interleave(reader.block).to(value.device)
+                    shape = [1] * value.dim()
+                    shape[reader.dim] = -1
+                    masked[reader.parameter] = value * entries.reshape(shape)
+            changed = False
+            for group in self:
+                if not group.prunable:
+                    continue
+                flows = masks[group.name].clone()
+                if group.writers:
+                    flows &= (self.rows(masked, group.name) != 0).any(1).cpu()
+                read = torch.zeros_like(flows)
+                for reader in group.readers:
+                    value = masked[reader.parameter].movedim(reader.dim, 0)
+                    read |= (value.reshape(group.size, -1) != 0).any(1).cpu()
+                flows &= read
+                changed |= bool((flows != masks[group.name]).any())
+                masks[group.name] = flows
+            if not changed:
+                return self._prunable(masks)
+
+    def _prunable(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: mask for name, mask in masks.items() if self[name].prunable}
 
     def explain(self) -> str:
         """A table of the groups, and of the parameters that stand in none, with the reasons."""

@@ -18,9 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["load_checkpoint", "restore", "save_checkpoint"]
+__all__ = ["checkpoint_file", "load_checkpoint", "restore", "save_checkpoint"]
 
 FORMAT = 1
+
+
+def checkpoint_file(folder: Path) -> Path:
+    """Where a run folder keeps its last checkpoint."""
+    return folder / "checkpoint" / "last.safetensors"
 
 
 def save_checkpoint(

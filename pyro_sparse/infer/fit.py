@@ -27,9 +27,9 @@ from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
-from .checkpoint import restore, save_checkpoint
+from .checkpoint import checkpoint_file, restore, save_checkpoint
 from .elbo import ELBO
-from .schedules import Schedule, cheap, cosine, rising
+from .schedules import Schedule, cheap, cosine, ramp
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -147,7 +147,7 @@ def fit(
         inclusion_schedule: the same for the inclusion logits, ``schedule`` by default. One that
             ends early decides the units early and keeps them.
         kl_weight: weight of the KL by progress in [0, 1], by default
-            ``rising(cheap(num_data), hold=0.2, rise=0.4)``: units polarise while the KL is cheap,
+            ``ramp(cheap(num_data), hold=0.2, change=0.4)``: units polarise while the KL is cheap,
             and the last 40 % of training maximise the evidence lower bound. ``constant()`` is that
             bound throughout.
         clip_norm: largest norm of the gradient of the loss per example.
@@ -183,9 +183,9 @@ def fit(
             raise ValueError(f"expected a positive {name}, got {value}")
     schedule = schedule or cosine(hold=0.4)
     inclusion_schedule = inclusion_schedule or schedule
-    kl_weight = kl_weight or rising(cheap(model.num_data), hold=0.2, rise=0.4)
+    kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
     folder = None if out is None else Path(out)
-    checkpoint = None if folder is None else folder / "checkpoint" / "last.safetensors"
+    checkpoint = None if folder is None else checkpoint_file(folder)
     if checkpoint is not None and checkpoint.exists() and not resume:
         raise ValueError(
             f"{folder} already holds a run; choose another folder, or pass resume=True to go on"

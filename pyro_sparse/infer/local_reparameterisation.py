@@ -15,6 +15,10 @@ It works on any network: the guide's rows are handed on as a :class:`GaussianRow
 results stay unbiased: convolutions, and linear layers shared along a sequence, apply one weight to
 many positions, whose outputs are not independent. Nor are those of a layer that is applied twice:
 guides do not mark such rows.
+
+A multiplicative noise on units can likewise be drawn for every example: its sites then yield a
+:class:`GaussianRows` without variance whose multiplier has a row an example, and the layer's
+outputs are multiplied by it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Independent, MaskedDistribution, Normal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -40,14 +44,18 @@ class GaussianRows(Tensor):
     number a row keep it random; ``F.linear`` on a matrix with one input an example samples its
     output; every other operation draws the weights once and uses the draw from then on.
 
+    A multiplier with a row an example multiplies the outputs of linear layers and convolutions, and
+    inputs, example by example; every other operation sees the first example's, one draw for all.
+
     loc:        ``(units, ...)``
-    variance:   ``(units, ...)``, or with tied variances the pair ``(units,)`` and ``(1, ...)``
-    multiplier: ``(units,)`` or None
+    variance:   ``(units, ...)``, or with tied variances the pair ``(units,)`` and ``(1, ...)``, or
+                None for 0
+    multiplier: ``(units,)``, ``(examples, units)`` or None
     examples:   rows of the inputs whose outputs are sampled
     """
 
     loc: Tensor
-    variance: Tensor | tuple[Tensor, Tensor]
+    variance: Tensor | tuple[Tensor, Tensor] | None
     multiplier: Tensor | None
     examples: int
     _draw: Tensor | None
@@ -55,7 +63,7 @@ class GaussianRows(Tensor):
     @staticmethod
     def make(
         loc: Tensor,
-        variance: Tensor | tuple[Tensor, Tensor],
+        variance: Tensor | tuple[Tensor, Tensor] | None,
         multiplier: Tensor | None,
         examples: int,
     ) -> GaussianRows:
@@ -66,24 +74,38 @@ class GaussianRows(Tensor):
 
     def _with(self, loc: Tensor, change: Callable[[Tensor], Tensor]) -> GaussianRows:
         """The same multiplier over a changed location and equally changed variances."""
-        if isinstance(self.variance, tuple):
-            variance: Any = (self.variance[0], change(self.variance[1]))
+        if self.variance is None:
+            variance: Any = None
+        elif isinstance(self.variance, tuple):
+            variance = (self.variance[0], change(self.variance[1]))
         else:
             variance = change(self.variance)
         return GaussianRows.make(loc, variance, self.multiplier, self.examples)
 
+    @property
+    def by_example(self) -> bool:
+        """Whether every example has a multiplier of its own."""
+        return self.multiplier is not None and self.multiplier.dim() == 2
+
     def draw(self) -> Tensor:
         """One draw of the weights; the same one each time."""
         if self._draw is None:
-            variance = self.variance
-            if isinstance(variance, tuple):
-                rows, columns = variance
-                variance = rows.reshape(-1, *[1] * (self.loc.dim() - 1)) * columns
-            value = self.loc + _root(variance) * torch.randn_like(self.loc)
+            value = self.draw_unmultiplied()
             if self.multiplier is not None:
-                value = value * self.multiplier.reshape(-1, *[1] * (value.dim() - 1))
+                multiplier = self.multiplier[0] if self.by_example else self.multiplier
+                value = value * multiplier.reshape(-1, *[1] * (value.dim() - 1))
             self._draw = value
         return self._draw
+
+    def draw_unmultiplied(self) -> Tensor:
+        """A draw of :math:`μ_j + σ_j ⊙ ε_j`."""
+        variance = self.variance
+        if variance is None:
+            return self.loc
+        if isinstance(variance, tuple):
+            rows, columns = variance
+            variance = rows.reshape(-1, *[1] * (self.loc.dim() - 1)) * columns
+        return self.loc + _root(variance) * torch.randn_like(self.loc)
 
     @classmethod
     def __torch_function__(
@@ -96,7 +118,7 @@ class GaussianRows(Tensor):
         kwargs = kwargs or {}
         rule = _RULES.get(func)
         drawn = any(isinstance(value, GaussianRows) and value._draw is not None for value in args)
-        if rule is not None and not drawn and (not kwargs or func is F.linear):
+        if rule is not None and not drawn and (not kwargs or func in _LAYERS):
             result = rule(*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -139,7 +161,7 @@ def _getitem(rows: Any, index: Any) -> Any:
         if isinstance(rows.variance, tuple):
             variance: Any = rows.variance[0] * rows.variance[1][0, index[1]]
         else:
-            variance = rows.variance[index]
+            variance = None if rows.variance is None else rows.variance[index]
         return GaussianRows.make(rows.loc[index], variance, rows.multiplier, rows.examples)
     return rows._with(rows.loc[index], lambda part: part[index])
 
@@ -156,18 +178,50 @@ def _reshape(rows: Any, *shape: Any) -> Any:
     return rows._with(loc, lambda part: part.reshape(part.shape[0], *size[1:]))
 
 
+def _unsqueeze(rows: Any, dim: int) -> Any:
+    if dim not in (-1, rows.loc.dim()) or isinstance(rows.variance, tuple):
+        return NotImplemented
+    return _reshape(rows, *rows.loc.shape, 1)
+
+
 def _multiply(left: Any, right: Any) -> Any:
     rows, factor = (left, right) if isinstance(left, GaussianRows) else (right, left)
-    one_a_row = (
-        isinstance(factor, Tensor)
-        and not isinstance(factor, GaussianRows)
-        and factor.shape == (rows.loc.shape[0], *[1] * (rows.loc.dim() - 1))
-    )
-    if not one_a_row:
+    if isinstance(factor, GaussianRows):
+        # A multiplier without variance, one number a unit, joins the other's.
+        if rows.variance is None and rows.loc.numel() == rows.loc.shape[0]:
+            rows, factor = factor, rows
+        if factor.variance is not None or factor.loc.numel() != factor.loc.shape[0]:
+            return NotImplemented
+        own = 1 if rows.multiplier is None else rows.multiplier
+        other = 1 if factor.multiplier is None else factor.multiplier
+        multiplier = own * (other * factor.loc.reshape(-1))
+        return GaussianRows.make(rows.loc, rows.variance, multiplier, rows.examples)
+    if not isinstance(factor, Tensor):
         return NotImplemented
-    factor = factor.reshape(-1)
-    multiplier = factor if rows.multiplier is None else rows.multiplier * factor
-    return GaussianRows.make(rows.loc, rows.variance, multiplier, rows.examples)
+    one_a_unit = (rows.loc.shape[0], *[1] * (rows.loc.dim() - 1))
+    if factor.shape == one_a_unit:
+        factor = factor.reshape(-1)
+        multiplier = factor if rows.multiplier is None else rows.multiplier * factor
+        return GaussianRows.make(rows.loc, rows.variance, multiplier, rows.examples)
+    if factor.shape == rows.loc.shape and not isinstance(rows.variance, tuple):
+        change = factor.square()
+        return rows._with(rows.loc * factor, lambda part: part * change)
+    if not rows.by_example or rows.variance is not None or rows.loc.shape != one_a_unit:
+        return NotImplemented
+    if factor.dim() == rows.loc.dim() and factor.shape[0] == rows.loc.shape[0]:
+        # Ordinary rows times a noise on units.
+        return GaussianRows.make(factor * rows.loc, None, rows.multiplier, rows.examples)
+    if factor.dim() == rows.loc.dim() + 1 and len(factor) == rows.examples:
+        # A batch of inputs times a noise on their features or channels.
+        return factor * (rows.multiplier.reshape(rows.examples, *rows.loc.shape) * rows.loc)
+    return NotImplemented
+
+
+def _bias_fits(bias: Any, weight: GaussianRows) -> bool:
+    """Whether a bias is no random one, or one of the same rows."""
+    if not isinstance(bias, GaussianRows):
+        return True
+    return bias.multiplier is weight.multiplier and bias._draw is None
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.linear's own
@@ -175,36 +229,68 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
     if (
         not isinstance(weight, GaussianRows)
         or isinstance(input, GaussianRows)
-        or (random_bias and (bias.multiplier is not weight.multiplier or bias._draw is not None))
+        or not _bias_fits(bias, weight)
         or input.dim() != 2
         # More rows than examples are positions, which share one weight draw.
         or len(input) != weight.examples
     ):
         return NotImplemented
-    mean = F.linear(input, weight.loc, bias.loc if random_bias else None)
-    squares = input.square()
-    if isinstance(weight.variance, tuple):
-        rows, columns = weight.variance
-        variance = torch.outer(squares @ columns[0], rows)
-        if random_bias:
-            variance = variance + bias.variance
-    else:
-        variance = F.linear(squares, weight.variance, bias.variance if random_bias else None)
-    output = mean + _root(variance) * torch.randn_like(mean)
+    output = F.linear(input, weight.loc, bias.loc if random_bias else None)
+    if weight.variance is not None:
+        squares = input.square()
+        if isinstance(weight.variance, tuple):
+            rows, columns = weight.variance
+            variance = torch.outer(squares @ columns[0], rows)
+            if random_bias:
+                variance = variance + bias.variance
+        else:
+            variance = F.linear(squares, weight.variance, bias.variance if random_bias else None)
+        output = output + _root(variance) * torch.randn_like(output)
     if weight.multiplier is not None:
         output = output * weight.multiplier
     return output if bias is None or random_bias else output + bias
 
 
+def _convolution(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """A convolution's outputs, each channel multiplied by the example's own multiplier.
+
+    Positions share one weight draw, and one multiplier.
+    """
+
+    def rule(input: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if (
+            not isinstance(weight, GaussianRows)
+            or isinstance(input, GaussianRows)
+            or not weight.by_example
+            or not _bias_fits(bias, weight)
+            or input.dim() != weight.loc.dim()
+            or len(input) != weight.examples
+        ):
+            return NotImplemented
+        inside = bias.draw_unmultiplied() if isinstance(bias, GaussianRows) else None
+        output = function(input, weight.draw_unmultiplied(), inside, *args, **kwargs)
+        trailing = [1] * (output.dim() - 2)
+        assert weight.multiplier is not None
+        output = output * weight.multiplier.reshape(*weight.multiplier.shape, *trailing)
+        return (
+            output if bias is None or inside is not None else output + bias.reshape(-1, *trailing)
+        )
+
+    return rule
+
+
 _RULES: dict[Any, Callable[..., Any]] = {
     Tensor.__getitem__: _getitem,
     Tensor.reshape: _reshape,
+    Tensor.unsqueeze: _unsqueeze,
     Tensor.mul: _multiply,
     Tensor.__mul__: _multiply,
     Tensor.__rmul__: _multiply,
     torch.mul: _multiply,
     F.linear: _linear,
+    **{function: _convolution(function) for function in (F.conv1d, F.conv2d, F.conv3d)},
 }
+_LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 # Reading the metadata does not draw.
 _METADATA = {
     *(
@@ -219,11 +305,13 @@ _METADATA = {
 
 
 class LocalReparameterisation(Messenger):
-    """Effect handler: guide sites marked ``local_reparameterisation`` yield `GaussianRows`.
+    """Effect handler: marked guide sites yield `GaussianRows`.
 
-    Applies to rows that are Gaussian, or spike-and-slab with a Gaussian slab; the inclusion is
-    drawn once for the whole batch, by the guide's own distribution. Mark only sites that the model
-    uses in one place: two uses would be sampled independently.
+    Sites marked ``local_reparameterisation`` are rows that are Gaussian, or spike-and-slab with a
+    Gaussian slab; the inclusion is drawn once for the whole batch, by the guide's own distribution.
+    Mark only sites that the model uses in one place: two uses would be sampled independently.
+
+    Sites marked ``by_example`` are noises on units, drawn anew for every example.
 
     :param examples: size of the batch. Linear layers on as many rows have their outputs sampled.
     """
@@ -233,10 +321,18 @@ class LocalReparameterisation(Messenger):
         self.examples = examples
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("local_reparameterisation") or msg["value"] is not None:
+        if msg["value"] is not None:
+            return
+        if msg["infer"].get("by_example"):
+            draws = msg["fn"].rsample((self.examples,))
+            msg["value"] = GaussianRows.make(torch.ones_like(draws[0]), None, draws, self.examples)
+            msg["done"] = True
+        if not msg["infer"].get("local_reparameterisation"):
             return
         law = msg["fn"]
-        while isinstance(law, Independent) and not isinstance(law.base_dist, Normal):
+        while isinstance(law, MaskedDistribution) or (
+            isinstance(law, Independent) and not isinstance(law.base_dist, Normal)
+        ):
             law = law.base_dist
         multiplier = None
         if isinstance(law, SpikeAndSlab):
@@ -249,6 +345,8 @@ class LocalReparameterisation(Messenger):
             loc = law.loc
         elif isinstance(law, Independent) and isinstance(law.base_dist, Normal):
             loc, variance = law.base_dist.loc, law.base_dist.scale.square()
+        elif isinstance(law, Normal):
+            loc, variance = law.loc, law.scale.square()
         else:
             return
         msg["value"] = GaussianRows.make(loc, variance, multiplier, self.examples)

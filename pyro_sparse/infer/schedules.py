@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["LEARNING_RATES", "Schedule", "cheap", "constant", "cosine", "linear", "rising"]
+__all__ = ["LEARNING_RATES", "Schedule", "cheap", "constant", "cosine", "linear", "ramp"]
 
 Schedule = Callable[[float], float]
 
@@ -35,25 +35,26 @@ def cosine(hold: float = 0.0, end: float = 1.0) -> Schedule:
     return lambda progress: 0.5 * (1 - math.cos(math.pi * fall(progress)))
 
 
-def rising(start: float = 0.0, hold: float = 0.0, rise: float = 0.0) -> Schedule:
-    """``start`` until ``hold``, then linear over the share ``rise`` of training up to 1.
+def ramp(start: float = 0.0, hold: float = 0.0, change: float = 0.0) -> Schedule:
+    """``start`` until ``hold``, then linear over the share ``change`` of training to 1.
 
-    For the weight of the KL: while it is small, units break their symmetry by what they do for the
-    likelihood; from ``hold + rise`` on, the objective is the evidence lower bound.
+    For the weight of the KL. While it is small, units break their symmetry by what they do for the
+    likelihood; while it is above 1, units that a trained network needs little of are let go. From
+    ``hold + change`` on, the objective is the evidence lower bound.
 
     Raises:
-        ValueError: an argument is outside [0, 1], or ``hold + rise`` is.
+        ValueError: ``start`` is negative, or ``hold + change`` is outside [0, 1].
     """
-    _ordered(hold, hold + rise)
-    if not 0 <= start <= 1:
-        raise ValueError(f"expected start in [0, 1], got {start}")
-    if rise == 0:
+    _ordered(hold, hold + change)
+    if not 0 <= start < math.inf:
+        raise ValueError(f"expected a start of at least 0, got {start}")
+    if change == 0:
         return lambda progress: start if progress < hold else 1.0
-    return lambda progress: start + (1 - start) * min(1.0, max(0.0, (progress - hold) / rise))
+    return lambda progress: start + (1 - start) * min(1.0, max(0.0, (progress - hold) / change))
 
 
 def cheap(num_data: int) -> float:
-    """A start for `rising`: the KL weighs as much against each example as with 570 000.
+    """A start for `ramp`: the KL weighs as much against each example as with 570 000.
 
     That is a weight of 0.1 on MNIST's 57 000 training examples, where it was set.
     What decides whether a unit is worth its KL is the KL's weight over the number of examples.

@@ -1,17 +1,39 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
+from . import importance, pruning, reduction, selection
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
-from .selection import MedianProbability, SelectionRule
+from .selection import (
+    BMRS,
+    Connected,
+    MACBudget,
+    MedianProbability,
+    ModelReduction,
+    SelectionRule,
+    SignalToNoise,
+    Threshold,
+    TopK,
+)
 from .summary import Summary
 
 __all__ = [
+    "BMRS",
+    "Connected",
+    "MACBudget",
     "MedianProbability",
+    "ModelReduction",
     "Posterior",
     "SelectionRule",
+    "SignalToNoise",
     "Summary",
+    "Threshold",
+    "TopK",
     "accuracy",
     "calibration_error",
+    "importance",
     "negative_log_likelihood",
+    "pruning",
+    "reduction",
     "rmse",
+    "selection",
 ]

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-__all__ = ["COLOURS", "inclusion_probabilities", "training_curve", "units_kept"]
+if TYPE_CHECKING:
+    from pyro_sparse.distributions import TruncatedLogNormal
+
+    from .pruning import Pass
+
+__all__ = [
+    "COLOURS",
+    "free_energy_path",
+    "inclusion_probabilities",
+    "noise_signal",
+    "training_curve",
+    "units_kept",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
@@ -70,17 +82,74 @@ def inclusion_probabilities(inclusion: Mapping[str, Tensor], ax: Axes) -> Axes:
     return ax
 
 
+def noise_signal(noise: Mapping[str, TruncatedLogNormal], ax: Axes) -> Axes:
+    """Signal-to-noise ratio against mean of every unit's noise; the dashed line is the rule 1."""
+    for index, (name, law) in enumerate(noise.items()):
+        signal = law.signal_to_noise.clamp(max=1e6)
+        kept = int((signal > 1).sum())
+        ax.scatter(
+            law.mean.tolist(),
+            signal.tolist(),
+            s=12,
+            alpha=0.6,
+            color=COLOURS[index % len(COLOURS)],
+            label=f"{name}: {kept} of {len(signal)}",
+        )
+    ax.axhline(1, color="0.5", linestyle="--", linewidth=1)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("E θ")
+    ax.set_ylabel("signal-to-noise ratio of θ")
+    ax.set_title("noise on units")
+    ax.legend(frameon=False)
+    return ax
+
+
 def units_kept(history: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
-    """Units by group over epochs: expected under q (line), kept by the rule ½ (dots)."""
+    """Units by group over epochs: kept by the rule (dots), expected under q (line)."""
     epochs = [entry["epoch"] for entry in history]
     for index, name in enumerate(history[0]["kept"]):
         colour = COLOURS[index % len(COLOURS)]
-        ax.plot(epochs, [entry["expected"][name] for entry in history], color=colour, label=name)
-        ax.plot(epochs, [entry["kept"][name] for entry in history], ".", color=colour)
+        ax.plot(epochs, [entry["kept"][name] for entry in history], ".", color=colour, label=name)
+        if name in history[0]["expected"]:
+            expected = [entry["expected"][name] for entry in history]
+            ax.plot(epochs, expected, color=colour)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("epoch")
     ax.set_ylabel("units")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_title("units: expected (line), kept (dots)")
+    expects = bool(history[0]["expected"])
+    ax.set_title("units: kept (dots), expected (line)" if expects else "units kept")
+    ax.legend(frameon=False)
+    return ax
+
+
+def free_energy_path(path: Sequence[Pass], ax: Axes) -> Axes:
+    """Free energy along :func:`~.pruning.iterate`: before, right after and long after each pass."""
+    left = [step.left for step in path]
+    ax.plot(left, [step.free_energy for step in path], "o-", color=COLOURS[0], label="retrained")
+    passes = path[1:]
+    for before, step in zip(path, passes, strict=False):
+        ax.plot(
+            [before.left, step.left, step.left],
+            [before.free_energy, step.pruned, step.free_energy],
+            color=COLOURS[1],
+            linewidth=1,
+            linestyle=":",
+        )
+    ax.plot(
+        left[1:],
+        [step.pruned for step in passes],
+        "s",
+        color=COLOURS[1],
+        label="right after pruning",
+    )
+    predicted = [(step.left, step.predicted) for step in passes if step.predicted is not None]
+    if predicted:
+        ax.plot(*zip(*predicted, strict=True), "x", color=COLOURS[2], label="predicted, F − ΣΔF")
+    ax.invert_xaxis()
+    ax.set_xlabel("weights left")
+    ax.set_ylabel("free energy (nats, lower is better)")
+    ax.set_title("model reduction")
     ax.legend(frameon=False)
     return ax

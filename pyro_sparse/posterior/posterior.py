@@ -9,19 +9,20 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Independent
+from pyro.distributions import Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.func import functional_call
 
-from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
-from pyro_sparse.graph import evaluating
-from pyro_sparse.guides import GroupGuide
+from pyro_sparse import nets
+from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TruncatedLogNormal
+from pyro_sparse.graph import Group, evaluating
+from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
-from .selection import MedianProbability, SelectionRule
+from .selection import SelectionRule, default_rule
 from .summary import GroupSummary, Summary
 
 __all__ = ["Posterior"]
@@ -32,8 +33,9 @@ class _ExactDraws(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         law, events = msg["fn"], 0
-        while isinstance(law, Independent):
-            events += law.reinterpreted_batch_ndims
+        while isinstance(law, Independent | MaskedDistribution):
+            if isinstance(law, Independent):
+                events += law.reinterpreted_batch_ndims
             law = law.base_dist
         if isinstance(law, RelaxedSpikeAndSlab):
             msg["fn"] = SpikeAndSlab(logits=law.logits, slab=law.slab).to_event(events)
@@ -52,6 +54,7 @@ class Posterior:
     def __init__(self, model: SparseModel, guide: GroupGuide) -> None:
         self.model = model
         self.guide = guide
+        self._layer_macs: dict[str, int] | None = None
 
     # -- which units -----------------------------------------------------------------------------
 
@@ -68,36 +71,110 @@ class Posterior:
             for name, logits in self.guide.inclusion_logits().items()
         }
 
+    def noise(self) -> dict[str, TruncatedLogNormal]:
+        """Laws ``(units,)`` of the multiplicative noise by group, in float64; empty without one."""
+        return self.guide.noise()
+
+    def gaussians(self) -> dict[str, Reducible]:
+        """Gaussian posterior and prior of the weights by group; empty where they are not."""
+        return self.guide.gaussians()
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        """Log dropout rates log α ``(units,)`` of units by group; empty without any."""
+        return self.guide.log_alpha()
+
+    def log_scales(self) -> dict[str, Tensor]:
+        """Mean log scale ``(units,)`` of units by group; empty without any, or with a spike."""
+        return self.guide.log_scales()
+
     def keep(self, rule: SelectionRule | None = None) -> dict[str, Tensor]:
         """Masks of the units to keep, for every group of the network.
 
         Args:
-            rule: a selection rule; the median-probability rule by default.
+            rule: a selection rule; the model's default (`selection.default_rule`) when absent.
 
         Returns:
-            ``{group: (units,) bool}``, on the CPU; all True for groups that are never pruned.
+            ``{group: (units,) bool}``, on the CPU; all True for groups that are never pruned. What
+            was pruned for good (`prune`) is False whatever the rule says.
+
+        Raises:
+            NotOfferedError: the rule needs what this posterior does not have.
+            ValueError: the rule is about single weights; `prune` takes those.
         """
-        chosen = (rule or MedianProbability())(self)
-        return {
-            group.name: chosen[group.name]
-            if group.name in chosen
-            else torch.ones(group.size, dtype=torch.bool)
+        chosen = (rule or default_rule(self.model))(self)
+        keep = {}
+        for group in self.model.graph:
+            mask = chosen.get(group.name, torch.ones(group.size, dtype=torch.bool)).cpu()
+            if mask.shape != (group.size,):
+                raise ValueError(
+                    f"expected masks of units from the rule, ({group.size},) for {group.name!r}, "
+                    f"got {tuple(mask.shape)}: a rule about single weights goes to prune()"
+                )
+            if group.name in self.model.support and group.prunable:
+                mask = mask & self.model.support.units(group.name).cpu()
+            keep[group.name] = mask
+        return keep
+
+    def prune(self, rule: SelectionRule | None = None) -> int:
+        """Take out for good what a rule drops: units, or single weights where the model allows.
+
+        The model and its guide go on without it: it pays no KL, and further training leaves it at
+        0. See :mod:`.pruning` for loops of training and pruning.
+
+        Args:
+            rule: a selection rule; the model's default when absent.
+
+        Returns:
+            How many units or weights were taken out.
+        """
+        removed = self.model.support.restrict((rule or default_rule(self.model))(self))
+        self.guide.reduced()
+        return removed
+
+    def prunable_groups(self) -> list[Group]:
+        """The groups whose units this posterior may drop, in the network's order."""
+        inclusion, support = self.inclusion(), self.model.support
+        return [
+            group
             for group in self.model.graph
-        }
+            if group.name in inclusion or (group.prunable and group.name in support)
+        ]
+
+    def macs(self, keep: Mapping[str, Tensor]) -> int:
+        """Multiply-accumulate operations of the compact network for one input, by its shapes."""
+        if self._layer_macs is None:
+            shape = (1, *self.model.example_shape[1:])
+            example = next(self.model.net.buffers()).new_zeros(shape)
+            self._layer_macs = nets.macs_by_layer(self.model.net, example)
+        sizes, shapes = self.model.graph.sizes(keep), self.model.graph.shapes
+        total = 0
+        for layer, macs in self._layer_macs.items():
+            weight = f"{layer}.weight"
+            if weight in sizes:
+                # A whole number of applications of each weight.
+                total += macs * math.prod(sizes[weight]) // shapes[weight].numel()
+        return total
 
     def summary(self, rule: SelectionRule | None = None) -> Summary:
-        """A table by group: kept, expected kept with its interval, undecided, entropy."""
+        """A table by group: kept, expected kept with its interval, undecided, entropy.
+
+        The last three are known where the posterior has inclusion probabilities.
+        """
         keep = self.keep(rule)
+        inclusion = self.inclusion()
         groups = []
-        for name, pip in self.inclusion().items():
-            law = _poisson_binomial(pip)
-            cumulative = law.cumsum(0)
+        for group in self.prunable_groups():
+            name = group.name
+            pip = inclusion.get(name)
+            counts = {"group": name, "units": group.size, "kept": int(keep[name].sum())}
+            if pip is None:
+                groups.append(GroupSummary(**counts))
+                continue
+            cumulative = _poisson_binomial(pip).cumsum(0)
             entropy = torch.special.entr(pip) + torch.special.entr(1 - pip)
             groups.append(
                 GroupSummary(
-                    group=name,
-                    units=len(pip),
-                    kept=int(keep[name].sum()),
+                    **counts,
                     expected=float(pip.sum()),
                     low=int((cumulative < 0.025).sum()),
                     high=int((cumulative < 0.975).sum()),
@@ -112,7 +189,11 @@ class Posterior:
     @torch.no_grad()
     def mean_parameters(self) -> dict[str, Tensor]:
         """The network's parameters with every unit included, at the posterior means."""
-        return dict(self.model.graph.parameters(self.guide.mean_rows()))
+        parameters = self.model.parameters_of(self.guide.mean_rows())
+        scale = self.guide.mean_input()
+        if scale is None:
+            return parameters
+        return self.model.graph.scale_columns(parameters, "input", scale)
 
     @torch.no_grad()
     def masked_parameters(self, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -140,6 +221,11 @@ class Posterior:
             x = self.model.graph.gate_inputs(x, gate.to(x))
         with evaluating(self.model.net):
             return functional_call(self.model.net, self.masked_parameters(keep), (x,))
+
+    def mean_latents(self) -> dict[str, Tensor]:
+        """Posterior means of the likelihood's latents: those of the one network that is shipped."""
+        family = self.guide.noise_precision
+        return {} if family is None else {"noise_precision": family().mean.detach()}
 
     # -- predictions -------------------------------------------------------------------------------
 
@@ -219,19 +305,14 @@ class Posterior:
             per example), each for ``ensemble`` and ``compact``.
         """
         likelihood = self.model.likelihood
-        natural, log_likelihood, precisions = [], [], []
+        natural, log_likelihood = [], []
         for output, latents in self.draws(x, num_samples):
             natural.append(likelihood.natural(output))
             log_likelihood.append(likelihood.distribution(output, **latents).log_prob(y))
-            precisions.append(latents)
-        # One network has one value of each latent: the posterior mean.
-        means = {
-            name: torch.stack([latents[name] for latents in precisions]).mean(0)
-            for name in precisions[0]
-        }
         output = self.masked(x, keep)
         compact = likelihood.natural(output)
-        compact_log = likelihood.distribution(output, **means).log_prob(y).unsqueeze(0)
+        law = likelihood.distribution(output, **self.mean_latents())
+        compact_log = law.log_prob(y).unsqueeze(0)
         ensemble = torch.stack(natural).mean(0)
         scores = {}
         for name, prediction, logs in (

@@ -1,27 +1,74 @@
 """Selection rules: small objects that turn a posterior into masks of units to keep.
 
 A rule is called with a :class:`~pyro_sparse.posterior.Posterior` and returns a boolean mask
-``(units,)`` for every group that the posterior may prune. To add one, write a class with
-``__call__(posterior) -> dict[str, Tensor]``.
+``(units,)`` for every group that it speaks of; groups that it leaves out are kept. Rules about
+single weights return ``(units, row length)``. A rule works on any posterior that offers what it
+needs, and raises :class:`~pyro_sparse.posterior.importance.NotOfferedError` on any other.
+
+To add one, write a class with ``__call__(posterior) -> dict[str, Tensor]``; for a new measure of
+importance write a function (:mod:`.importance`), and :class:`Threshold`, :class:`TopK` and
+:class:`MACBudget` can use it. To make it a model's default::
+
+    @selection.default_rule.register
+    def _(model: MyModel):
+        return MyRule()
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
+
+from pyro_sparse import models
+from pyro_sparse.guides import Reducible
+from pyro_sparse.names import nearest
+
+from . import importance
+from .importance import Importance, Random, Shapley, offered
+from .reduction import delta_evidence, delta_evidence_joint, delta_evidence_noise
 
 if TYPE_CHECKING:
     from .posterior import Posterior
 
-__all__ = ["MedianProbability", "SelectionRule"]
+__all__ = [
+    "BMRS",
+    "Connected",
+    "MACBudget",
+    "MedianProbability",
+    "ModelReduction",
+    "SelectionRule",
+    "SignalToNoise",
+    "Threshold",
+    "TopK",
+    "default_rule",
+    "parse",
+]
 
 
 class SelectionRule(Protocol):
     """Anything that maps a posterior to ``{group: mask}``."""
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]: ...
+
+
+@singledispatch
+def default_rule(model: models.SparseModel) -> SelectionRule:
+    """The rule by which a model's posterior is pruned where none is given."""
+    return MedianProbability() if hasattr(model, "inclusion_logits") else Connected()
+
+
+@default_rule.register
+def _(model: models.LogNormalNoise) -> SelectionRule:
+    return SignalToNoise()
+
+
+# -- rules that belong to a kind of posterior ------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -42,4 +89,336 @@ class MedianProbability:
             raise ValueError(f"expected a threshold in [0, 1), got {self.threshold}")
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        return {name: pip > self.threshold for name, pip in posterior.inclusion().items()}
+        inclusion = offered(posterior, "inclusion", "the median-probability rule")
+        return {name: pip > self.threshold for name, pip in inclusion.items()}
+
+
+@dataclass(frozen=True)
+class SignalToNoise:
+    """Keep the units whose noise has a signal-to-noise ratio and a mean above thresholds.
+
+    A collapsed unit (posterior = prior on [−20, 0]) has a ratio of 1/3. The ratio alone is not
+    importance: a unit with θ constant at 3e-7 has a ratio of any size and does nothing.
+
+    Attributes:
+        threshold: least E θ / sd θ (1: Neklyudov et al. 2017).
+        mean: least E θ.
+
+    Raises:
+        ValueError: a threshold is negative.
+    """
+
+    threshold: float = 1.0
+    mean: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.threshold < 0 or self.mean < 0:
+            raise ValueError(f"expected thresholds of at least 0, got {self}")
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        noise = offered(posterior, "noise", "the signal-to-noise rule")
+        return {
+            name: (law.signal_to_noise > self.threshold) & (law.mean > self.mean)
+            for name, law in noise.items()
+        }
+
+
+@dataclass(frozen=True)
+class BMRS:
+    r"""Bayesian model reduction of a multiplicative noise: drop units that the evidence is for.
+
+    A unit goes where :math:`ΔF ≥ −\log ω`, with ΔF of
+    :func:`~pyro_sparse.posterior.reduction.delta_evidence_noise` and prior odds ω of being out.
+    At ω = 1 a collapsed unit (posterior = prior, ΔF = 0 for every reduced prior) sits exactly on
+    the boundary, and rounding decides; hence ω > 1.
+
+    Attributes:
+        kind: ``"n"``: the reduced prior is a point at θ = exp(a); ``"u"``: log-uniform between
+            2⁻²³ (what single precision can resolve beside 1) and 2^−bits.
+        bits: of ``"u"``: a noise below 2^−bits counts as off (8 or 4 in the paper).
+        prior_odds: ω of being out against being in.
+
+    Raises:
+        ValueError: another kind, or a number out of range.
+
+    Source: Wright, Igel, Selvan (NeurIPS 2024, arXiv 2406.01345); the prior odds are ours.
+    """
+
+    kind: str = "n"
+    bits: int = 4
+    prior_odds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("n", "u"):
+            raise ValueError(f"expected kind 'n' or 'u', got {self.kind!r}")
+        if not 0 < self.bits < 23:
+            raise ValueError(f"expected bits between 1 and 22, got {self.bits}")
+        if not 0 < self.prior_odds < math.inf:
+            raise ValueError(f"expected positive, finite prior odds, got {self.prior_odds}")
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        noise = offered(posterior, "noise", "BMRS")
+        window = None
+        if self.kind == "u":
+            window = (-23 * math.log(2), -self.bits * math.log(2))
+        bound = -math.log(self.prior_odds)
+        return {name: delta_evidence_noise(law, window) < bound for name, law in noise.items()}
+
+
+@dataclass(frozen=True)
+class ModelReduction:
+    """Bayesian model reduction of Gaussian weights: drop what the evidence is against keeping.
+
+    Attributes:
+        by: what goes together where ΔF ≥ 0: single ``"weights"``; ``"rows"``, the weights that
+            write a unit, of every layer with units to prune; or ``"columns"``, the weights with
+            which a layer reads a unit. Under independent weights the ΔF of a group is the sum; of
+            a layer with a joint posterior it is the joint one, with its covariances.
+        margin: least loss of evidence −ΔF, in nats, for which a group stays.
+
+    Raises:
+        ValueError: another ``by``.
+
+    Source: Beckers et al. (arXiv 2210.09134).
+    """
+
+    by: str = "weights"
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.by not in ("weights", "rows", "columns"):
+            raise ValueError(f"expected by 'weights', 'rows' or 'columns', got {self.by!r}")
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        laws = offered(posterior, "gaussians", "model reduction")
+        support = posterior.model.support
+        keep = {}
+        for name, law in laws.items():
+            mask = support[name].cpu().clone()
+            if self.by == "weights":
+                gain = delta_evidence(law.loc, law.variance, law.prior_variance)
+                keep[name] = mask & (gain < -self.margin).cpu()
+                continue
+            for entries in self._groups(posterior, name):
+                # What was pruned before is no part of the group any more.
+                entries = entries[mask.flatten()[entries]]
+                if len(entries) and _gain(law, entries) >= -self.margin:
+                    mask.view(-1)[entries] = False
+            keep[name] = mask
+        return keep
+
+    def _groups(self, posterior: Posterior, name: str) -> Iterator[Tensor]:
+        """The groups of a layer as indices of its rows' entries, ``(entries,)`` each."""
+        model = posterior.model
+        shape = model.row_shape(model.graph[name])
+        index = torch.arange(shape.numel()).reshape(shape)
+        if self.by == "rows":
+            yield from index if model.graph[name].prunable else ()
+        else:
+            parameters = model.graph.parameters({name: index})
+            for group in model.graph:
+                for reader in group.readers if group.prunable else ():
+                    if reader.parameter in parameters:
+                        columns = parameters[reader.parameter].movedim(reader.dim, 0)
+                        yield from columns.reshape(group.size, -1)
+
+
+def _gain(law: Reducible, entries: Tensor) -> float:
+    """ΔF of fixing these entries of a layer's rows, given by their flat indices, at 0."""
+    loc, entries = law.loc.flatten(), entries.to(law.loc.device)
+    if law.covariance is None:
+        variance = law.variance.flatten()[entries]
+        return float(delta_evidence(loc[entries], variance, law.prior_variance).sum())
+    block = law.covariance[entries][:, entries]
+    return float(delta_evidence_joint(loc[entries], block, law.prior_variance))
+
+
+@dataclass(frozen=True)
+class Connected:
+    """Keep the units through which anything flows: those with weights in and weights out.
+
+    The rule of models whose posterior says nothing about units, after single weights were pruned
+    (:meth:`Posterior.prune <pyro_sparse.posterior.Posterior.prune>`). A unit without incoming
+    weights is a constant that its readers' biases take up, one that nobody reads is nothing.
+    """
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        return posterior.model.graph.connected(posterior.mean_parameters())
+
+
+# -- rules for any measure of importance -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Keep what a measure puts above a threshold."""
+
+    measure: Importance
+    threshold: float
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        return {name: value > self.threshold for name, value in self.measure(posterior).items()}
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the best by a measure: a number of units a group, or a share of all.
+
+    Attributes:
+        measure: of units, or of weights.
+        k: how many to keep: of each group a number (one for all, or by group), or with a float in
+            (0, 1] this share of all together, at least one unit a group.
+
+    Raises:
+        ValueError: a number below 1, or a share outside (0, 1].
+    """
+
+    measure: Importance
+    k: int | float | Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        numbers = list(self.k.values()) if isinstance(self.k, Mapping) else [self.k]
+        if any(number <= 0 or (isinstance(number, float) and number > 1) for number in numbers):
+            raise ValueError(f"expected numbers of at least 1 or a share in (0, 1], got {self.k}")
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        values = self.measure(posterior)
+        if isinstance(self.k, float):
+            total = sum(value.numel() for value in values.values())
+            return _above_rank(values, max(1, round(self.k * total)))
+        keep = {}
+        for name, value in values.items():
+            k = self.k[name] if isinstance(self.k, Mapping) else self.k
+            mask = torch.zeros(value.numel(), dtype=torch.bool)
+            mask[value.flatten().topk(min(k, value.numel())).indices] = True
+            keep[name] = mask.reshape(value.shape)
+        return keep
+
+
+@dataclass(frozen=True)
+class MACBudget:
+    """Keep the best units by a measure, as many as the compact network may cost.
+
+    Units of all groups stand in one ranking; the longest prefix whose network costs at most the
+    budget is kept, and of every group at least its best unit.
+
+    Attributes:
+        macs: multiply-accumulate operations for one input.
+        measure: of units; the inclusion probability by default.
+
+    Raises:
+        ValueError: the budget is not positive, or below what one unit a group costs.
+    """
+
+    macs: float
+    measure: Importance = importance.inclusion_probability
+
+    def __post_init__(self) -> None:
+        if not self.macs > 0:
+            raise ValueError(f"expected a positive budget, got {self.macs}")
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        values = self.measure(posterior)
+        low, high = 1, sum(value.numel() for value in values.values())
+        if posterior.macs(_above_rank(values, low)) > self.macs:
+            least = posterior.macs(_above_rank(values, low))
+            raise ValueError(
+                f"one unit a group already costs {least:,.0f} MACs, more than the budget of "
+                f"{self.macs:,.0f}"
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            if posterior.macs(_above_rank(values, middle)) <= self.macs:
+                low = middle
+            else:
+                high = middle - 1
+        return _above_rank(values, low)
+
+
+def _above_rank(values: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Masks of the ``count`` largest of all, and of the largest of each group."""
+    order = torch.cat([value.flatten().double().cpu() for value in values.values()])
+    mask = torch.zeros(len(order), dtype=torch.bool)
+    mask[order.sort(descending=True, stable=True).indices[:count]] = True
+    keep = {}
+    parts = mask.split([value.numel() for value in values.values()])
+    for (name, value), part in zip(values.items(), parts, strict=True):
+        part = part.clone()
+        part[value.flatten().argmax()] = True
+        keep[name] = part.reshape(value.shape)
+    return keep
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], Importance]] = {
+    "inclusion": lambda x, y: importance.inclusion_probability,
+    "noise-signal": lambda x, y: importance.noise_signal,
+    "magnitude": lambda x, y: importance.magnitude,
+    "random": lambda x, y: Random(),
+    "shapley": Shapley,
+}
+"""Measures of units by the names of the command line; each is made from data to score on."""
+
+RULES = {
+    "median[:γ]": "inclusion probability above ½, or above γ",
+    "snr[:t]": "signal-to-noise ratio of the noise above 1, or t",
+    "bmrs-n[:ω]": "BMRS with a point as reduced prior, prior odds ω",
+    "bmrs-u4[:ω], bmrs-u8[:ω]": "BMRS with a uniform reduced prior below 2⁻⁴ or 2⁻⁸",
+    "macs:N[:MEASURE]": "as many units as N MACs allow (N below 1: a share of the dense network's)",
+    "top:K[:MEASURE]": "K units a layer (K below 1: a share of all)",
+    "connected": "units with weights in and out",
+}
+"""What `parse` takes."""
+
+
+def parse(text: str, x: Tensor, y: Tensor, dense_macs: int) -> SelectionRule:
+    """A rule from its command-line name.
+
+    Args:
+        text: one of :data:`RULES`, with MEASURE one of :data:`MEASURES`.
+        x: examples that a measure may score on.
+        y: their targets.
+        dense_macs: cost of the network with all units, for budgets given as a share.
+
+    Raises:
+        ValueError: an unknown name, or numbers that do not fit it.
+    """
+    head, *arguments = text.split(":")
+    try:
+        numbers = [float(argument) for argument in arguments if _is_number(argument)]
+        if head in ("macs", "top"):
+            name = arguments[1] if len(arguments) > 1 else "inclusion"
+            if name not in MEASURES:
+                raise ValueError(nearest("measure", name, MEASURES))
+            measure, size = MEASURES[name](x, y), numbers[0]
+            if head == "macs":
+                return MACBudget(size * dense_macs if size < 1 else size, measure)
+            return TopK(measure, size if size < 1 else int(size))
+        simple: dict[str, Callable[..., SelectionRule]] = {
+            "median": MedianProbability,
+            "snr": SignalToNoise,
+            "bmrs-n": lambda *odds: BMRS("n", **_odds(odds)),
+            "bmrs-u4": lambda *odds: BMRS("u", 4, **_odds(odds)),
+            "bmrs-u8": lambda *odds: BMRS("u", 8, **_odds(odds)),
+            "connected": Connected,
+        }
+        if head not in simple:
+            raise ValueError(nearest("rule", head, [*simple, "macs", "top"]))
+        return simple[head](*numbers)
+    except (IndexError, TypeError) as error:
+        raise ValueError(
+            f"the rule {text!r} does not have the form of {', '.join(RULES)}"
+        ) from error
+
+
+def _odds(odds: tuple[float, ...]) -> dict[str, Any]:
+    return {"prior_odds": odds[0]} if odds else {}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -20,16 +20,18 @@ class GroupSummary:
         low, high: central 95 % interval of that number under q (its exact law, Poisson-binomial).
         undecided: units with 0.05 < γ < 0.95.
         entropy: of the inclusions, nats: Σ H(γ).
+
+    What needs inclusion probabilities is None where the posterior has none.
     """
 
     group: str
     units: int
     kept: int
-    expected: float
-    low: int
-    high: int
-    undecided: int
-    entropy: float
+    expected: float | None = None
+    low: int | None = None
+    high: int | None = None
+    undecided: int | None = None
+    entropy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class Summary:
                 g.group,
                 str(g.units),
                 str(g.kept),
-                f"{g.expected:.1f} ({g.low}–{g.high})",
-                str(g.undecided),
-                f"{g.entropy:.2f}",
+                "–" if g.expected is None else f"{g.expected:.1f} ({g.low}–{g.high})",
+                "–" if g.undecided is None else str(g.undecided),
+                "–" if g.entropy is None else f"{g.entropy:.2f}",
             )
             for g in self.groups
         ]

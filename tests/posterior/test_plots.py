@@ -60,8 +60,8 @@ def test_inclusion_probabilities(ax):
 def test_units_kept(ax, history):
     assert plots.units_kept(history, ax) is ax
     assert len(ax.lines) == 4
-    assert ax.lines[0].get_ydata().tolist() == pytest.approx([8.3, 7.3, 6.3, 5.3, 4.3])
-    assert ax.lines[1].get_ydata().tolist() == [8, 7, 6, 5, 4]
+    assert ax.lines[0].get_ydata().tolist() == [8, 7, 6, 5, 4]
+    assert ax.lines[1].get_ydata().tolist() == pytest.approx([8.3, 7.3, 6.3, 5.3, 4.3])
     assert ax.get_ylim()[0] == 0
 
 

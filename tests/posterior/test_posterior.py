@@ -86,7 +86,11 @@ def test_a_dense_model_keeps_everything():
     posterior = Posterior(model, guides.for_model(model))
     assert posterior.inclusion() == {}
     assert all(mask.all() for mask in posterior.keep().values())
-    assert posterior.summary().rows == []
+    (group,) = posterior.summary().groups
+    assert (group.group, group.units, group.kept) == ("fc1", 5, 5)
+    assert group.expected is None
+    assert group.undecided is None
+    assert "–" in str(posterior.summary())
 
 
 def test_summary_against_brute_force():
@@ -357,7 +361,9 @@ def test_regression_scores_by_hand(noise_scale):
     assert scores["rmse_ensemble"] == pytest.approx(error, rel=1e-5)
 
     compact = mean + scale * posterior.masked(x).squeeze(-1).double().numpy()
-    deviation = scale / math.sqrt(np.mean(precisions))
+    # One network has one precision: the mean of LogNormal(1, e⁻²).
+    precision = noise_scale**-2 if noise_scale else math.exp(1 + math.exp(-2) / 2)
+    deviation = scale / math.sqrt(precision)
     nll = -stats.norm.logpdf(raw, compact, deviation).mean()
     assert scores["nll_compact"] == pytest.approx(nll, rel=1e-5)
     error = np.sqrt(np.square(compact - raw).mean())

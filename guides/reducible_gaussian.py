@@ -1,0 +1,133 @@
+"""The guide of BMR."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_sparse.distributions import JointNormal
+from pyro_sparse.models import ReducibleGaussian as Model
+from pyro_sparse.models.base import positive
+
+from .base import GroupGuide, Reducible, key
+from .families import GammaFamily
+
+__all__ = ["ReducibleGaussian"]
+
+
+class MeanFieldRows(nn.Module):
+    """Independent Gaussians on a layer's weights; the batch shape is ``(units, row length)``."""
+
+    def __init__(self, rows: Tensor, scale: float) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(rows.detach().clone())
+        self.log_scale = nn.Parameter(torch.full_like(rows, math.log(scale)))
+
+    def forward(self) -> TorchDistributionMixin:
+        return dist.Normal(self.loc, self.log_scale.exp())
+
+    def variance(self) -> Tensor:
+        return (2 * self.log_scale).exp()
+
+
+class JointRows(nn.Module):
+    """One Gaussian on all weights of a layer, with a full covariance."""
+
+    def __init__(self, rows: Tensor, scale: float) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(rows.detach().clone())
+        self.log_diagonal = nn.Parameter(torch.full_like(rows.flatten(), math.log(scale)))
+        self.below = nn.Parameter(torch.zeros(rows.numel(), rows.numel()).to(rows))
+
+    def scale_tril(self) -> Tensor:
+        return self.below.tril(-1) + self.log_diagonal.exp().diag()
+
+    def forward(self) -> TorchDistributionMixin:
+        return JointNormal(self.loc, self.scale_tril())
+
+    def covariance(self) -> Tensor:
+        """``(units · row length, units · row length)``, the rows one after another."""
+        factor = self.scale_tril()
+        return factor @ factor.T
+
+    def variance(self) -> Tensor:
+        return self.scale_tril().square().sum(1).reshape(self.loc.shape)
+
+    @torch.no_grad()
+    def condition(self, kept: Tensor) -> None:
+        """The law given that all weights outside ``kept`` are 0; those become independent."""
+        inside, covariance = kept.flatten(), self.covariance().double()
+        loc = self.loc.double().flatten()
+        rest = ~inside
+        gain = torch.linalg.solve(
+            covariance[rest][:, rest], covariance[rest][:, inside]
+        ).T  # Σ_SP Σ_PP⁻¹
+        loc[inside] -= gain @ loc[rest]
+        loc[rest] = 0
+        conditional = covariance[inside][:, inside] - gain @ covariance[rest][:, inside]
+        factor = torch.eye(len(loc), dtype=torch.float64, device=loc.device)
+        index = inside.nonzero().squeeze(1)
+        factor[index.unsqueeze(1), index] = torch.linalg.cholesky(conditional)
+        self.loc.copy_(loc.reshape(self.loc.shape))
+        self.log_diagonal.copy_(factor.diagonal().log())
+        self.below.copy_(factor.tril(-1))
+
+
+class ReducibleGaussian(GroupGuide):
+    r"""Guide of :class:`pyro_sparse.models.ReducibleGaussian`: mean-field Gaussians.
+
+    .. math:: q(w) = Π_{ji} N(w_{ji}; μ_{ji}, σ_{ji}²), \qquad q(β) = \text{Gamma}
+
+    with β the noise precision of a :class:`~pyro_sparse.likelihoods.Normal` likelihood.
+
+    :param initial_scale: initial σ of every weight.
+    :param last_layer: ``"mean-field"``, or ``"joint"``: one Gaussian with a full covariance on all
+        weights of the last layer, K·m numbers squared; affordable up to a few thousand weights.
+    :raises ValueError: for another ``last_layer``, one too large, or a scale out of range.
+    """
+
+    prior_variance: Tensor
+
+    def __init__(
+        self, model: Model, *, initial_scale: float = 0.1, last_layer: str = "mean-field"
+    ) -> None:
+        super().__init__(model)
+        positive(initial_scale=initial_scale)
+        if last_layer not in ("mean-field", "joint"):
+            raise ValueError(f"expected last_layer 'mean-field' or 'joint', got {last_layer!r}")
+        rows = model.initial_rows()
+        last = self._groups[-1]
+        if last_layer == "joint" and rows[last.name].numel() > 4000:
+            raise ValueError(
+                f"a full covariance on the {rows[last.name].numel()} weights of {last.name!r} "
+                "would take their number squared; up to 4000 are allowed: use last_layer "
+                "'mean-field'"
+            )
+        for group in self._groups:
+            joint = group is last and last_layer == "joint"
+            family = JointRows if joint else MeanFieldRows
+            self.row_families[key(group)] = family(rows[group.name], initial_scale)
+        if self.noise_precision is not None:
+            self.noise_precision = GammaFamily(model.likelihood.rate)
+        self.register_buffer("prior_variance", model.prior_scale.square())
+
+    def gaussians(self) -> dict[str, Reducible]:
+        prior_variance = self.prior_variance.double()
+        return {
+            group.name: Reducible(
+                family.loc.detach().double(),
+                family.variance().detach().double(),
+                prior_variance,
+                family.covariance().detach().double() if isinstance(family, JointRows) else None,
+            )
+            for group, family in self.layers()
+        }
+
+    def reduced(self) -> None:
+        for group, family in self.layers():
+            if isinstance(family, JointRows) and not bool(self.support[group.name].all()):
+                family.condition(self.support[group.name])

@@ -1,0 +1,56 @@
+"""BMR: a Gaussian prior on every weight, made to be reduced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from .base import SparseModel, positive
+
+__all__ = ["ReducibleGaussian"]
+
+
+class ReducibleGaussian(SparseModel):
+    r"""Independent Gaussians on all weights, whose prior can be reduced to a point at 0 (BMR).
+
+    .. math:: w_{ji} ∼ N(0, s_0²) \quad\text{or, once reduced,}\quad w_{ji} = 0.
+
+    The posterior under the full prior says what each reduction would do to the evidence
+    (:func:`pyro_sparse.posterior.reduction.delta_evidence`), without another fit; what it is for is
+    taken out with :meth:`pyro_sparse.posterior.Posterior.prune`, single weights of all layers, the
+    output's included. Sites: ``{group}.rows``.
+
+    :param prior_scale: :math:`s_0`.
+    :raises ValueError: for ``prune_inputs``: an input feature goes when no weight reads it.
+
+    Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
+    Source: Beckers, van Erp, Zhao, Kondrashov, de Vries, arXiv 2210.09134.
+    """
+
+    def __init__(
+        self, net: nn.Module, example: Tensor, *, prior_scale: float = 1.0, **shared: Any
+    ) -> None:
+        super().__init__(net, example, **shared)
+        positive(prior_scale=prior_scale)
+        if self.prune_inputs:
+            raise ValueError(
+                "ReducibleGaussian has no gate on the inputs: a feature goes by itself when all "
+                "weights that read it are pruned; pass prune_inputs=False"
+            )
+        self.register_constant("prior_scale", prior_scale)
+
+    def support_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {group.name: tuple(self.row_shape(group)) for group in self.layers}
+
+    def rows(self) -> dict[str, Tensor]:
+        rows = {}
+        zero = torch.zeros_like(self.prior_scale)
+        for group in self.layers:
+            prior = dist.Normal(zero, self.prior_scale).expand(self.row_shape(group))
+            law = self.support.law(group.name, prior)
+            rows[group.name] = pyro.sample(f"{group.name}.rows", law.to_event(2))
+        return rows

@@ -1,0 +1,169 @@
+"""Everything that decides a run, and what it is where the user does not say."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from pyro_sparse import zoo
+
+__all__ = ["Settings", "settings_for"]
+
+# Where the user says nothing, settings depend on the size of the data and on the model's kind;
+# docs/schedule.md has the reasons. Spike-and-slab models on much data: units are decided in the
+# first epochs and stay, training goes on for the rest.
+LARGE: dict[str, Any] = {
+    "net": "mlp:400-400",
+    "epochs": 60,
+    "batch_size": 256,
+    "lr": 6e-3,
+    "lr_hold": 0.5,
+    "inclusion_lr": 6e-2,
+    "inclusion_hold": 0.1,
+    "inclusion_stop": 0.22,
+    "kl_hold": 0.13,
+    "kl_rise": 0.5,
+}
+# Little data: a step teaches little, and the KL weighs much against each example.
+SMALL: dict[str, Any] = {
+    "epochs": 300,
+    "batch_size": 32,
+    "lr": 5e-3,
+    "lr_hold": 0.4,
+    "inclusion_lr": 3e-2,
+    "inclusion_hold": 0.4,
+    "inclusion_stop": 1.0,
+    "kl_hold": 0.2,
+    "kl_rise": 0.4,
+}
+BY_DATA: dict[str, dict[str, Any]] = {
+    "digits": {**SMALL, "net": "mlp:100-100", "epochs": 120, "batch_size": 64},
+    "mnist": LARGE,
+    "fashion-mnist": LARGE,
+}
+TABLE: dict[str, Any] = {**SMALL, "net": "mlp:50"}
+
+# The bound itself from the first step on.
+PLAIN: dict[str, Any] = {"kl_start": 1.0, "kl_hold": 0.0, "kl_rise": 0.0}
+NOISE: dict[str, Any] = {
+    **PLAIN,
+    "lr": 1e-3,
+    "scale_lr": 4e-2,
+    "schedule": "cosine",
+    "lr_hold": 0.3,
+}
+BY_MODEL: dict[str, dict[str, Any]] = {
+    "sbp": NOISE,
+    "bmrs": NOISE,
+    "bmr": {**PLAIN, "lr": 1e-2, "scale_lr": 1e-2, "lr_hold": 0.5},
+}
+"""What overrides the data's defaults, for models of other kinds than spike-and-slab."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run; config.json holds it.
+
+    `settings_for` fills in what depends on the data set.
+
+    Attributes:
+        model: a name of the zoo.
+        data: a name that `pyro_sparse.data.load` knows.
+        net: a name that `pyro_sparse.nets.build` knows.
+        epochs, batch_size, lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
+        schedule, lr_hold: how the learning rates fall, and the share of training before they do.
+        inclusion_hold, inclusion_stop: shares of training at which the inclusion logits' rate
+            begins to fall and at which it is 0.
+        kl_start, kl_hold, kl_rise: the KL's weight, see
+            :func:`pyro_sparse.infer.schedules.ramp`; ``kl_start`` is
+            :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
+            throughout.
+        variance, initial_scale, inclusion, noise_draws, last_layer: see the guides.
+        inclusion_probability, slab_scale, prior_scale, prune_inputs: see the models; each model
+            takes those that its entry in the zoo lists.
+        pretrain: epochs of training the dense network that the model starts from.
+        rule: selection rule, see :func:`pyro_sparse.posterior.selection.parse`; the model's
+            default when None.
+        budget: of the reference pruners: MACs of the pruned network, or below 1 the share of the
+            dense one's. When None, `compare` takes the median of the other models', `run` 0.1.
+        passes: how often, at most, to prune and train on after training.
+        retrain: epochs of training after each pass, as a share of ``epochs``.
+        prune_every: epochs between prunings in the midst of training; 0: never.
+        validation: share of the training set that is held out for the validation curve.
+        split: of data sets that come with several.
+        seed: of the validation split, the initial weights, the batches and the noise.
+    """
+
+    model: str
+    data: str
+    net: str
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_hold: float
+    inclusion_lr: float
+    inclusion_hold: float
+    inclusion_stop: float
+    kl_hold: float
+    kl_rise: float
+    scale_lr: float = 2e-2
+    schedule: str = "cosine"
+    kl_start: float | None = None
+    clip_norm: float | None = None
+    num_particles: int = 1
+    variance: str = "tied"
+    initial_scale: float | str = "balanced"
+    inclusion: str = "straight-through"
+    noise_draws: str = "batch"
+    last_layer: str = "mean-field"
+    inclusion_probability: float | str = "layerwise"
+    slab_scale: float = 1.0
+    prior_scale: float | None = None
+    prune_inputs: bool = False
+    pretrain: int = 0
+    rule: str | None = None
+    budget: float | None = None
+    passes: int = 0
+    retrain: float = 0.2
+    prune_every: int = 0
+    validation: float = 0.05
+    split: int = 0
+    seed: int = 0
+
+
+def settings_for(model: str, data: str, *, strict: bool = False, **given: Any) -> Settings:
+    """Settings with the defaults for a data set and a model; None counts as not given.
+
+    Args:
+        model: a name of the zoo.
+        data: a name of a data set.
+        strict: refuse options that the model does not take, instead of leaving them out.
+        **given: any of the attributes of `Settings`.
+
+    Raises:
+        ValueError: the model is not known, or does not take an option.
+    """
+    entry = zoo.find(model)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    taken = {*entry.model_options, *entry.guide_options}
+    optional = {
+        name for one in zoo.ZOO.values() for name in (*one.model_options, *one.guide_options)
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    for name in optional - taken:
+        if name in chosen and chosen.pop(name) != defaults[name] and strict:
+            raise ValueError(
+                f"{model} has no --{name.replace('_', '-')}; it takes "
+                f"{', '.join('--' + one.replace('_', '-') for one in sorted(taken)) or 'none'}"
+            )
+    return Settings(
+        model=model,
+        data=data,
+        **{
+            **BY_DATA.get(data, TABLE),
+            **BY_MODEL.get(model, {}),
+            **entry.settings,
+            **chosen,
+        },
+    )
