@@ -486,11 +486,11 @@ def write_export(
         "units": {group.name: group.size for group in posterior.model.graph},
         "max_abs_diff_masked_compact": _difference(posterior, keep, small, dataset),
     }
-    likelihood, noise = posterior.model.likelihood, posterior.guide.noise_precision
+    likelihood = posterior.model.likelihood
+    noise: Any = posterior.guide.noise_precision
     latents = {}
     if noise is not None:
-        mean, variance = noise.log_moments()
-        latents["noise_precision"] = (mean + variance / 2).detach().exp().reshape(1).cpu()
+        latents["noise_precision"] = noise().mean.detach().reshape(1).cpu()
     one = export.Ensemble([small], latents)
     done["scores"] = {
         "dense": baseline,

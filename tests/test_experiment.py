@@ -264,8 +264,9 @@ def test_export_says_how_good_each_network_is(folder, tmp_path):
     assert scores["exported"]["accuracy"] == pytest.approx(float(right))
 
 
-def test_export_of_a_regression_knows_the_noise(diabetes, tmp_path):
-    settings = settings_for("ss-ig", "diabetes", net="mlp:4", epochs=2)
+@pytest.mark.parametrize("name", ["ss-ig", "sbp"])
+def test_export_of_a_regression_knows_the_noise(name, diabetes, tmp_path):
+    settings = settings_for(name, "diabetes", net="mlp:4", epochs=2)
     experiment.run(settings, tmp_path / "run", dataset=diabetes, progress=False, figures=False)
     one = experiment.write_export(tmp_path / "run", tmp_path / "one")
     std = diabetes.preprocessing["target"]["std"]

@@ -64,6 +64,33 @@ def test_draws_have_the_guides_moments(cls):
         torch.testing.assert_close(weights.std(0), scale, rtol=0.1, atol=0)
 
 
+OTHERS = {
+    "noise": (models.LogNormalNoise, {"low": -3.0}),
+    "noise on inputs": (models.LogNormalNoise, {"low": -3.0, "prune_inputs": True}),
+    "gaussian": (models.ReducibleGaussian, {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_without_a_spike(name):
+    cls, options = OTHERS[name]
+    model = cls(mlp([3, 4, 2]), torch.randn(5, 3), num_data=100, **options)
+    posterior = Posterior(model, guides.for_model(model))
+    # One unit, and where the model allows one weight, is out for good.
+    out = {"fc1": torch.tensor([True, True, False, True])}
+    posterior.prune(lambda p: out)
+    draws = [parameters for parameters, _ in _included_draws(posterior, 2000)]
+    for parameter, mean in posterior.mean_parameters().items():
+        values = torch.stack([draw[parameter] for draw in draws])
+        error = values.std(0) / 2000**0.5
+        assert ((values.mean(0) - mean).abs() <= 5 * error + 1e-6).all(), parameter
+    assert all((draw["fc1.weight"][2] == 0).all() for draw in draws)
+    ensemble = compact_draws(posterior, posterior.keep(lambda p: out), draws=2)
+    assert ensemble.nets[0].fc1.out_features == 3
+    x = torch.randn(6, 3)
+    assert not torch.equal(*ensemble(x))
+
+
 def test_all_draws_have_the_units_of_one_mask():
     net = lenet5_caffe("sigmoid", size=16, widths=(4, 6, 5))
     posterior = posterior_of(net, torch.randn(2, 1, 16, 16), decided=0.3)
