@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pyro_sparse import data, guides, models, nets
 from pyro_sparse.infer import fit
-from pyro_sparse.infer.schedules import Schedule, cosine, rising
+from pyro_sparse.infer.schedules import Schedule, cosine, ramp
 from pyro_sparse.posterior import Posterior, TopK, accuracy, importance, suggested_bits
 from pyro_sparse.posterior.precision import rounded_parameters
 
@@ -112,14 +112,14 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     dense = models.Deterministic(nets.lenet5_caffe(), x[:2], num_data=len(x))
     point = Posterior(dense, guides.for_model(dense))
-    train(point, 4, 1e-3, cosine(hold=0.4), rising())
+    train(point, 4, 1e-3, cosine(hold=0.4), ramp())
 
     posterior = horseshoe([20, 50, 500], x, **point.mean_parameters())
     # 17 of 24 epochs
     train(
         posterior, 17, 1e-2,
         lambda done: cosine(hold=0.5)(done * 17 / 24),
-        lambda done: rising(0.1, hold=0.13, rise=0.4)(done * 17 / 24),
+        lambda done: ramp(0.1, hold=0.13, change=0.4)(done * 17 / 24),
     )  # fmt: skip
     posterior = narrowed(posterior, {"conv1": 14, "conv2": 25, "fc1": 31}, x)
     train(posterior, 6, 1e-2, lambda done: 1.0, lambda done: 3.0)

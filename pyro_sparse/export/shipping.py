@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pyro_sparse.models import SparseModel
 from pyro_sparse.posterior import Posterior, SelectionRule
 
 from .compact import compact_network, equivalence
@@ -32,7 +33,7 @@ def compact(
 
     Returns:
         A module that takes the same inputs as the network. Its attribute ``compaction`` holds the
-        kept indices by group.
+        kept indices by group, ``input_shape`` the shape of one input.
 
     Raises:
         ValueError: a layer would keep no unit, or a mask does not fit its group.
@@ -42,7 +43,18 @@ def compact(
     model = posterior.model
     parameters = posterior.mean_parameters()
     small = compact_network(model.net, model.graph, parameters, keep).requires_grad_(True)
+    check_compact(model, parameters, keep, small)
+    small.input_shape = tuple(model.example_shape[1:])  # type: ignore[assignment]
+    return small
 
+
+def check_compact(
+    model: SparseModel,
+    parameters: Mapping[str, Tensor],
+    keep: Mapping[str, Tensor],
+    small: nn.Module,
+) -> None:
+    """Raise ``RuntimeError`` where ``small`` does not compute what the masked network does."""
     example = next(iter(parameters.values()))
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn((3, *model.example_shape[1:]), generator=generator).to(example)
@@ -55,4 +67,3 @@ def compact(
             f"the compact network differs from the masked one by {difference:.2g} on outputs of "
             f"size {size:.2g}; this is a bug in pyro-sparse, please report the network"
         )
-    return small
