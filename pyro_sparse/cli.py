@@ -356,7 +356,12 @@ def _numbers(value: str) -> tuple[int, ...]:
 @main.command()
 @click.argument("folder", metavar="RUN_OR_EXPORT", type=click.Path(path_type=Path))
 @click.option(
-    "--batches", default="1,16,256", show_default=True, type=_numbers, help="Batch sizes."
+    "--batches",
+    default="1,16,256",
+    show_default=True,
+    type=_numbers,
+    metavar="N,N,...",
+    help="Batch sizes.",
 )
 @click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Of each runtime."

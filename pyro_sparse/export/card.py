@@ -70,9 +70,10 @@ def _introduction(config: Mapping[str, Any]) -> str:
         what += (
             f", cut out of a network with {cost['dense']['parameters']:,} by removing whole units"
         )
+    title = f"{about['net']}{where}, pruned" if "net" in about else f"Pruned network{where}"
     spread = "Their spread is the uncertainty about the weights. " if draws else ""
     return (
-        f"# {about.get('net', 'Compact network')}{where}, pruned\n\n{what}. {spread}"
+        f"# {title}\n\n{what}. {spread}"
         "Made with pyro-sparse; nothing here needs it, or Pyro, to run.\n"
     )
 
@@ -197,11 +198,13 @@ def _loading(config: Mapping[str, Any]) -> str:
     def block(title: str, key: str, lines: Sequence[str]) -> str:
         note = ""
         if key in formats:
-            known = formats[key]
-            note = (
-                f" Largest difference from the original: {known['max_abs_diff']:.1e}, on outputs "
-                f"of up to {known['max_abs_output']:.3g}."
-            )
+            difference, size = (formats[key][name] for name in ("max_abs_diff", "max_abs_output"))
+            note = " Checked: its outputs equal the original's."
+            if difference > 0:
+                note = (
+                    f" Checked: largest difference from the original {difference:.1e}, on outputs "
+                    f"of up to {size:.3g}."
+                )
         code = "\n".join(lines)
         return f"\n\n{title}{note}\n\n```python\n{code}\n```"
 
@@ -240,8 +243,9 @@ def _loading(config: Mapping[str, Any]) -> str:
                 f"outputs = net({inputs})",
             ],
         )
-    text += "\n\n" + _outputs(config)
-    text += "\nNo file here is or holds a pickle. `load.py` is the only code."
+    meaning = _outputs(config)
+    text += "\n\n" + (f"{meaning}\n" if meaning else "")
+    text += "No file here is or holds a pickle. `load.py` is the only code."
     if "pt2" in formats:
         text += (
             " `model.pt2` is a zip with the operations as JSON and the weights as plain bytes; "

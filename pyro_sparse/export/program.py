@@ -57,7 +57,7 @@ def write_program(net: nn.Module, example: Tensor, path: str | Path) -> None:
     if pickles:
         raise ValueError(
             f"torch {torch.__version__} writes pickles into .pt2 files ({', '.join(pickles)}): "
-            "install torch 2.8 or later, or leave this format out"
+            "install a later version, of which 2.15 does not, or leave this format out"
         )
 
 

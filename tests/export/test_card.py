@@ -70,7 +70,7 @@ def test_everything_that_is_known(tmp_path):
         "Units kept: fc1 3 of 30.",
         "largest difference 1.5e-07 over test inputs",
         "net(torch.zeros(2, 4))",
-        "Largest difference from the original: 0.0e+00",
+        "`load.py`). Checked: its outputs equal the original's.",
         "Divide by 255, subtract 0.25, divide by 0.5.",
         "softmax over the last axis gives probabilities.",
         "Classes, in order: cat, dog.",
@@ -87,6 +87,7 @@ def test_everything_that_is_known(tmp_path):
 
 def test_nothing_is_known(tmp_path):
     text = card(tmp_path)
+    assert text.startswith("# Pruned network\n")
     assert "A plain torch network of 23 parameters. Made with" in text
     assert "| parameters | not measured | 23 | not measured |" in text
     assert "| MACs for one input | not measured | not measured | not measured |" in text
