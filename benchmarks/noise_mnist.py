@@ -37,17 +37,20 @@ KEPT = {
 
 
 def noise(net: nn.Module, x: Tensor, inputs: bool) -> Posterior:
+    """SBP on a network."""
     model = models.LogNormalNoise(net, x[:2], num_data=len(x), prune_inputs=inputs)
     return Posterior(model, guides.for_model(model))
 
 
 def describe(posterior: Posterior, keep: dict[str, Tensor], split: data.Split) -> str:
+    """Units, MACs and test error of the network that these masks keep."""
     units = "-".join(str(int(mask.sum())) for name, mask in keep.items() if name != "out")
     score = accuracy(posterior.masked(split.x, keep).softmax(-1), split.y)
     return f"{units}  {posterior.macs(keep):,} MACs  test error {1 - score:.2%}"
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
