@@ -30,8 +30,8 @@ class GroupHorseshoe(HalfCauchyModel):
     and ``{group}.rows`` (:math:`\tilde w_j`); ``input.global_scale`` and ``input.local_scale``.
     Layers that are never pruned have rows N(0, output_scale²).
 
-    :param global_scale: :math:`τ_0`; small values (1e-5, as recalled of the paper) ask for few units a
-        layer, at a price that grows with :math:`\log 1/τ_0` only.
+    :param global_scale: :math:`τ_0`; small values (1e-5, as recalled of the paper) ask for few
+        units a layer, at a price that grows with :math:`\log 1/τ_0` only.
     :param local_scale: :math:`τ_1`.
     :param regularisation: ``c``, the largest scale a unit can have; ∞, the plain horseshoe, is the
         paper's.
