@@ -151,7 +151,8 @@ class ModelTestCase:
         """``pyro.infer.SVI`` takes steps and moves the parameters."""
         for model, guide, x, y in self.cases():
             pyro.clear_param_store()
-            optimizer = pyro.optim.Adam({"lr": 1e-2})
+            optimisers: Any = pyro.optim  # whose names are made at run time
+            optimizer = optimisers.Adam({"lr": 1e-2})
             svi = pyro.infer.SVI(model, guide, optimizer, pyro.infer.TraceMeanField_ELBO())
             before = [parameter.detach().clone() for parameter in guide.parameters()]
             with pyro.validation_enabled(self.proper):

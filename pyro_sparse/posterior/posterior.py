@@ -173,7 +173,11 @@ class Posterior:
         for group in self.prunable_groups():
             name = group.name
             pip = inclusion.get(name)
-            counts = {"group": name, "units": group.size, "kept": int(keep[name].sum())}
+            counts: dict[str, Any] = {
+                "group": name,
+                "units": group.size,
+                "kept": int(keep[name].sum()),
+            }
             if pip is None:
                 groups.append(GroupSummary(**counts))
                 continue
