@@ -22,15 +22,20 @@ from pyro_sparse import models
 from .base import GroupGuide, Reducible, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
+from .group_horseshoe import GroupHorseshoe
+from .group_normal_jeffreys import GroupNormalJeffreys
 from .log_normal_noise import LogNormalNoise
 from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
+from .turbo_markov import TurboMarkov
 
 __all__ = [
     "Deterministic",
     "GroupGuide",
+    "GroupHorseshoe",
+    "GroupNormalJeffreys",
     "LogNormalFamily",
     "LogNormalNoise",
     "Reducible",
@@ -39,6 +44,7 @@ __all__ = [
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
     "SpikeSlabGuide",
+    "TurboMarkov",
     "for_model",
 ]
 
@@ -84,3 +90,18 @@ def _(model: models.LogNormalNoise, **options: Any) -> GroupGuide:
 @for_model.register
 def _(model: models.ReducibleGaussian, **options: Any) -> GroupGuide:
     return ReducibleGaussian(model, **options)
+
+
+@for_model.register
+def _(model: models.TurboMarkov, **options: Any) -> GroupGuide:
+    return TurboMarkov(model, **options)
+
+
+@for_model.register
+def _(model: models.GroupNormalJeffreys, **options: Any) -> GroupGuide:
+    return GroupNormalJeffreys(model, **options)
+
+
+@for_model.register
+def _(model: models.GroupHorseshoe, **options: Any) -> GroupGuide:
+    return GroupHorseshoe(model, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,7 +17,14 @@ from pyro_sparse.models import SparseModel
 from pyro_sparse.models.base import positive
 from pyro_sparse.modules import LocalPyroModule
 
-from .families import GammaFamily, GaussianRows, InclusionGate, LogNormalFamily, SpikeSlabRows
+from .families import (
+    GammaFamily,
+    GaussianRows,
+    InclusionGate,
+    LogNormalFamily,
+    NormalFamily,
+    SpikeSlabRows,
+)
 
 __all__ = ["GroupGuide", "Reducible", "SpikeSlabGuide"]
 
@@ -61,6 +68,52 @@ class GroupGuide(LocalPyroModule):
         self.noise_precision: LogNormalFamily | GammaFamily | None = None
         if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
             self.noise_precision = LogNormalFamily(torch.zeros_like(likelihood.rate), 0.1)
+
+    def make_rows(
+        self,
+        model: SparseModel,
+        variance: str,
+        initial_scale: float | str,
+        prunable: Callable[[Tensor, float], nn.Module] | None = None,
+    ) -> None:
+        """Gaussian families around the network's own rows, for guides that have them.
+
+        :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight).
+        :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a
+            unit of any layer starts with the same KL, see :func:`balanced_scales`.
+        :param prunable: makes the family of a layer that may be pruned from its rows and their
+            initial σ; Gaussian as the others by default.
+        :raises ValueError: for an unknown option or a number out of range.
+        """
+        if variance not in ("tied", "full"):
+            raise ValueError(f"expected variance 'tied' or 'full', got {variance!r}")
+        if initial_scale != "balanced" and not (
+            isinstance(initial_scale, int | float) and initial_scale > 0
+        ):
+            raise ValueError(
+                f"expected a positive initial_scale or 'balanced', got {initial_scale!r}"
+            )
+        start = model.initial_rows()
+        balanced = balanced_scales(
+            [start[group.name].shape[1] for group in self._groups],
+            [group.prunable for group in self._groups],
+        )
+        for group, own in zip(self._groups, balanced, strict=True):
+            rows = start[group.name]
+            scale = own if isinstance(initial_scale, str) else float(initial_scale)
+            self.row_families[key(group)] = (
+                prunable(rows, scale)
+                if prunable is not None and group.prunable
+                else GaussianRows(rows, variance, scale)
+            )
+
+    def match_network(self) -> None:
+        """Divide the locations by the initial scales, so that training starts at the network."""
+        scales = self.scales()
+        with torch.no_grad():
+            for group, family in self.layers():
+                if group.name in scales:
+                    family.loc.div_(scales[group.name].unsqueeze(-1))
 
     def layers(self) -> Iterator[tuple[Group, Any]]:
         """Every layer's group with its family of :mod:`.families`, in the model's order."""
@@ -109,7 +162,7 @@ class GroupGuide(LocalPyroModule):
         scales = {
             id(parameter)
             for module in self.modules()
-            if isinstance(module, LogNormalFamily | GammaFamily)
+            if isinstance(module, LogNormalFamily | NormalFamily | GammaFamily)
             for parameter in module.parameters()
         }
         for name, parameter in self.named_parameters():
@@ -154,6 +207,10 @@ class GroupGuide(LocalPyroModule):
         """Posterior mean of each included unit's scale, ``(units,)``, for groups that have one."""
         return {}
 
+    def squared_scales(self) -> dict[str, Tensor]:
+        """Posterior mean of the square of what `scales` has, by the same groups."""
+        return {}
+
     def mean_rows(self) -> dict[str, Tensor]:
         """Posterior mean of the effective rows of *included* units, ``(units, row length)``."""
         scales = self.scales()
@@ -164,6 +221,29 @@ class GroupGuide(LocalPyroModule):
                 # Under q a unit's scale is independent of its non-centred row.
                 rows[group.name] = family.loc * scales[group.name].unsqueeze(-1)
         return rows
+
+    def row_variances(self) -> dict[str, Tensor]:
+        """Posterior variance of the effective rows of *included* units, ``(units, row length)``.
+
+        Marginal over the units' scales; empty unless all rows are Gaussian given those.
+        """
+        laws = self.gaussians()
+        if laws:
+            return {name: law.variance for name, law in laws.items()}
+        scales, squares = self.scales(), self.squared_scales()
+        variances = {}
+        for group, family in self.layers():
+            if not isinstance(family, GaussianRows):
+                return {}
+            slab: Any = family.slab()
+            variance = slab.variance
+            if group.name in scales:
+                # Var(ρ w̃) = E ρ² Var w̃ + Var ρ (E w̃)²
+                square = squares[group.name].unsqueeze(-1)
+                spread = square - scales[group.name].square().unsqueeze(-1)
+                variance = square * variance + spread.clamp_min(0) * family.loc.square()
+            variances[group.name] = variance.detach()
+        return variances
 
     def mean_input(self) -> Tensor | None:
         """Posterior mean of a multiplicative noise on the inputs, ``(units,)``, where one is."""
@@ -223,42 +303,21 @@ class SpikeSlabGuide(GroupGuide):
         temperature: float = 0.5,
     ) -> None:
         super().__init__(model)
-        if variance not in ("tied", "full"):
-            raise ValueError(f"expected variance 'tied' or 'full', got {variance!r}")
         if inclusion not in ("straight-through", "soft", "score"):
             raise ValueError(
                 f"expected inclusion 'straight-through', 'soft' or 'score', got {inclusion!r}"
             )
-        if initial_scale != "balanced" and not (
-            isinstance(initial_scale, int | float) and initial_scale > 0
-        ):
-            raise ValueError(
-                f"expected a positive initial_scale or 'balanced', got {initial_scale!r}"
-            )
         positive(temperature=temperature)
         if not 0 < initial_inclusion < 1:
             raise ValueError(f"expected initial_inclusion in (0, 1), got {initial_inclusion}")
-        start = model.initial_rows()
-        balanced = balanced_scales(
-            [start[group.name].shape[1] for group in self._groups],
-            [group.prunable for group in self._groups],
+        self.make_rows(
+            model,
+            variance,
+            initial_scale,
+            lambda rows, scale: SpikeSlabRows(
+                rows, variance, scale, initial_inclusion, inclusion, temperature
+            ),
         )
-        for group, own in zip(self._groups, balanced, strict=True):
-            rows = start[group.name]
-            scale = own if isinstance(initial_scale, str) else float(initial_scale)
-            self.row_families[key(group)] = (
-                SpikeSlabRows(rows, variance, scale, initial_inclusion, inclusion, temperature)
-                if group.prunable
-                else GaussianRows(rows, variance, scale)
-            )
         if model.prune_inputs:
             template = model.output_scale.expand(model.graph["input"].size)
             self.input_gate = InclusionGate(template, initial_inclusion, inclusion, temperature)
-
-    def match_network(self) -> None:
-        """Divide the locations by the initial scales, so that training starts at the network."""
-        scales = self.scales()
-        with torch.no_grad():
-            for group, family in self.layers():
-                if group.name in scales:
-                    family.loc.div_(scales[group.name].unsqueeze(-1))

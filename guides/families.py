@@ -19,6 +19,7 @@ __all__ = [
     "GaussianRows",
     "InclusionGate",
     "LogNormalFamily",
+    "NormalFamily",
     "SpikeSlabRows",
     "spike_and_slab",
 ]
@@ -150,3 +151,19 @@ class GammaFamily(nn.Module):
 
     def forward(self) -> TorchDistributionMixin:
         return dist.Gamma(self.log_concentration.exp(), self.log_rate.exp())
+
+
+class NormalFamily(nn.Module):
+    """Independent normals on real latents of the given shape.
+
+    :param loc: initial means.
+    :param scale: initial standard deviation.
+    """
+
+    def __init__(self, loc: Tensor, scale: float) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(loc.detach().clone())
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+
+    def forward(self) -> TorchDistributionMixin:
+        return dist.Normal(self.loc, self.log_scale.exp())

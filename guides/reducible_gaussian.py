@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import JointNormal
+from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import ReducibleGaussian as Model
 from pyro_sparse.models.base import positive
 
@@ -111,7 +112,7 @@ class ReducibleGaussian(GroupGuide):
             joint = group is last and last_layer == "joint"
             family = JointRows if joint else MeanFieldRows
             self.row_families[key(group)] = family(rows[group.name], initial_scale)
-        if self.noise_precision is not None:
+        if isinstance(model.likelihood, Normal) and self.noise_precision is not None:
             self.noise_precision = GammaFamily(model.likelihood.rate)
         self.register_buffer("prior_variance", model.prior_scale.square())
 

@@ -72,3 +72,12 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
                 mean, variance = self.tau2[key(group)].log_moments()
                 scales[group.name] = (mean / 2 + variance / 8).exp()
         return scales
+
+    def squared_scales(self) -> dict[str, Tensor]:
+        """E τ² = exp(m + s²/2)."""
+        squares = {}
+        for group in self._groups:
+            if group.prunable:
+                mean, variance = self.tau2[key(group)].log_moments()
+                squares[group.name] = (mean + variance / 2).exp()
+        return squares

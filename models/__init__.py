@@ -11,6 +11,8 @@ effective rows of every group, and register a guide for it in :mod:`pyro_sparse.
 
 from .base import SparseModel
 from .deterministic import Deterministic
+from .group_horseshoe import GroupHorseshoe
+from .group_normal_jeffreys import GroupNormalJeffreys
 from .inclusion import layerwise_inclusion_logits
 from .log_normal_noise import LogNormalNoise
 from .reducible_gaussian import ReducibleGaussian
@@ -18,9 +20,12 @@ from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
 from .spike_slab_group_lasso import SpikeSlabGroupLasso
 from .support import Support
+from .turbo_markov import TurboMarkov
 
 __all__ = [
     "Deterministic",
+    "GroupHorseshoe",
+    "GroupNormalJeffreys",
     "LogNormalNoise",
     "ReducibleGaussian",
     "SparseModel",
@@ -28,5 +33,6 @@ __all__ = [
     "SpikeSlabGroupHorseshoe",
     "SpikeSlabGroupLasso",
     "Support",
+    "TurboMarkov",
     "layerwise_inclusion_logits",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_sparse.distributions import SpikeAndSlab
-from pyro_sparse.graph import Group, groups
+from pyro_sparse.graph import Group, evaluating, groups
 from pyro_sparse.likelihoods import Categorical, Likelihood
 from pyro_sparse.modules import LocalPyroModule
 
@@ -143,11 +143,14 @@ class SparseModel(LocalPyroModule):
     def row_shape(self, group: Group) -> torch.Size:
         return torch.Size((group.size, self.graph.row_length(group.name)))
 
-    def gaussian_rows(self, group: Group) -> Tensor:
-        """Rows of a layer that is never pruned: independent ``N(0, output_scale²)``."""
-        zero = torch.zeros_like(self.output_scale)
-        prior = dist.Normal(zero, self.output_scale).expand(self.row_shape(group)).to_event(2)
-        return pyro.sample(f"{group.name}.rows", prior)
+    def gaussian_rows(self, group: Group, scale: Tensor | None = None) -> Tensor:
+        """``{group}.rows``: independent ``N(0, scale²)``; by default ``output_scale``, the prior
+        of a layer that is never pruned.
+        """
+        scale = self.output_scale if scale is None else scale
+        prior = dist.Normal(torch.zeros_like(scale), scale).expand(self.row_shape(group))
+        law = self.support.law(group.name, prior.to_event(1))
+        return pyro.sample(f"{group.name}.rows", law.to_event(1))
 
     def input_gate(self) -> Tensor | None:
         """The gate on the input features, or None."""
@@ -158,6 +161,26 @@ class SparseModel(LocalPyroModule):
         one = torch.ones(size, device=self.output_scale.device, dtype=self.output_scale.dtype)
         prior = SpikeAndSlab(logits=self.input_inclusion_logit.expand(size), slab=dist.Delta(one))
         return pyro.sample("input.gate", self.support.law("input", prior).to_event(1))
+
+    def check_input_scale(self, example: Tensor) -> None:
+        """Raise ``ValueError`` unless a factor on the inputs is one on the first layer's columns.
+
+        Only then can the posterior mean of a scale on the inputs move into weights.
+        """
+        size = self.graph["input"].size
+        like = self.output_scale
+        factor = torch.linspace(0.5, 1.5, size, dtype=like.dtype, device=like.device)
+        rows = self.initial_rows()
+        with evaluating(self.net):
+            gated = self.run(example, rows, factor)
+            parameters = self.graph.scale_columns(self.parameters_of(rows), "input", factor)
+            scaled = functional_call(self.net, parameters, (example,))
+        if not torch.allclose(gated, scaled, rtol=1e-3, atol=1e-4 * float(gated.abs().max())):
+            raise ValueError(
+                f"{type(self.net).__name__} does something to its input before the first layer "
+                "reads it, so that the mean of a noise on the input cannot move into weights; pass "
+                "prune_inputs=False, or do it to the data beforehand"
+            )
 
     def parameters_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The network's parameters at the given effective rows, with 0 for what was pruned."""

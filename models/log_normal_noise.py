@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import LogUniform
-from pyro_sparse.graph import evaluating
 
 from .deterministic import Deterministic
 
@@ -55,7 +53,7 @@ class LogNormalNoise(Deterministic):
         self.register_constant("low", low)
         self.register_constant("high", high)
         if self.prune_inputs:
-            self._check_inputs(example)
+            self.check_input_scale(example)
 
     def noise(self, name: str) -> Tensor:
         """``{name}.noise``, ``(units,)``."""
@@ -73,19 +71,3 @@ class LogNormalNoise(Deterministic):
 
     def input_gate(self) -> Tensor | None:
         return self.noise("input") if self.prune_inputs else None
-
-    def _check_inputs(self, example: Tensor) -> None:
-        """Whether inputs times a factor are the same as the first layer's columns times it."""
-        size = self.graph["input"].size
-        factor = torch.linspace(0.5, 1.5, size, dtype=self.low.dtype, device=self.low.device)
-        rows = self.initial_rows()
-        with evaluating(self.net):
-            gated = self.run(example, rows, factor)
-            parameters = self.graph.scale_columns(self.parameters_of(rows), "input", factor)
-            scaled = torch.func.functional_call(self.net, parameters, (example,))
-        if not torch.allclose(gated, scaled, rtol=1e-3, atol=1e-4 * float(gated.abs().max())):
-            raise ValueError(
-                f"{type(self.net).__name__} does something to its input before the first layer "
-                "reads it, so that the mean of a noise on the input cannot move into weights; pass "
-                "prune_inputs=False, or do it to the data beforehand"
-            )

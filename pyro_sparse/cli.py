@@ -24,7 +24,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -303,31 +303,107 @@ def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
     "--rule",
     help="Which units are kept, see fit --rule. [default: the run's]",
 )
+@click.option("--onnx", is_flag=True, help="Write model.onnx, too (extra: pyro-sparse[onnx]).")
+@click.option("--pt2", is_flag=True, help="Write model.pt2 (torch.export), too.")
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    help="Export this many networks drawn from the posterior, all with the kept units, instead of "
+    "one at its means.",
+)
+@click.option(
+    "--dense",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Run of the dense baseline, for the model card. [default: RUN/../dense, if there is one]",
+)
+@click.option(
+    "--bench/--no-bench",
+    "measure",
+    default=True,
+    show_default=True,
+    help="Measure latency for the model card, a few seconds.",
+)
 @click.option(
     "--data-root",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="PYRO_SPARSE_DATA",
     help="As for fit; the run's data set tells the input's shape and scaling.",
 )
-def export(run: Path, out: Path, rule: str | None, data_root: Path | None) -> None:
+def export(run: Path, out: Path, data_root: Path | None, measure: bool, **options: Any) -> None:
     """Prune the network of a run folder and write it as a plain torch network.
 
     \b
     The new folder needs neither Pyro nor this package:
+        README.md          model card: scores, size, speed, how to load it
         config.json        architecture, kept units, preprocessing
         model.safetensors  weights
         load.py            a loader that needs torch and safetensors
+        model.onnx, .pt2   on request, checked against the torch network
+
+    \b
+    Example:
+        pyro-sparse export runs/mnist --out small --onnx --pt2
     """
     from pyro_sparse import experiment
 
-    done = experiment.write_export(run, out, root=data_root, rule=rule)
+    options["draws"] = options["draws"] or 0
+    done = experiment.write_export(run, out, root=data_root, **options)
     kept = ", ".join(f"{name} {count}" for name, count in done["kept"].items())
     click.echo(f"{done['model']}: kept {kept}")
     click.echo(
         f"{done['parameters']:,} parameters, {done['macs']:,} MACs; "
         f"masked against compact: {done['max_abs_diff_masked_compact']:.1e}"
     )
-    click.echo(f"{out}: cd there and `from load import load; net = load('.')`")
+    if measure:
+        experiment.bench(out, seconds=1.0)
+    click.echo(f"{out}: cd there and `from load import load; net = load('.')`; see README.md")
+
+
+def _numbers(value: str) -> tuple[int, ...]:
+    """Parses ``1,16,256``."""
+    return tuple(int(part) for part in value.split(","))
+
+
+@main.command()
+@click.argument("folder", metavar="RUN_OR_EXPORT", type=click.Path(path_type=Path))
+@click.option(
+    "--batches",
+    default="1,16,256",
+    show_default=True,
+    type=_numbers,
+    metavar="N,N,...",
+    help="Batch sizes.",
+)
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Of each runtime."
+)
+@click.option("--seconds", default=5.0, show_default=True, help="Time for each batch size.")
+@click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="PYRO_SPARSE_DATA",
+    help="As for fit; a run needs its data set, an exported folder does not.",
+)
+def bench(folder: Path, data_root: Path | None, **options: Any) -> None:
+    """Time the compact network beside the dense one, in torch and in ONNX Runtime.
+
+    \b
+    Takes a run folder or an exported one, and writes bench.json and bench.png
+    into it; an exported folder's model card is brought up to date. All four are
+    timed in turns in one process. ONNX Runtime comes with pyro-sparse[onnx].
+
+    \b
+    Example:
+        pyro-sparse bench small
+    """
+    from pyro_sparse import experiment, report
+
+    result = experiment.bench(folder, root=data_root, **options)
+    report.print_bench(result)
+    if len(result.versions) == 1:
+        click.echo("ONNX Runtime is not installed: pip install 'pyro-sparse[onnx]'")
+    click.echo(f"\n{folder / 'bench.json'} and {folder / 'bench.png'}")
 
 
 @main.command()

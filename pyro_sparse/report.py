@@ -7,10 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["new_folder", "print_table"]
+from pyro_sparse.export import Benchmark
+
+__all__ = ["new_folder", "print_bench", "print_table"]
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -70,8 +73,53 @@ def print_table(summaries: Sequence[Mapping[str, Any]], console: Console | None 
             _count(summary["macs_compact"]),
             f"{summary['train_seconds']:.0f}",
         )
+    _print(table, console)
+
+
+def _print(table: Table, console: Console | None) -> None:
     console = console or Console()
     if not console.is_terminal:
         # Piped output has no width of its own: do not fold a row of numbers at 80 characters.
         console = Console(file=console.file, width=140)
     console.print(table)
+
+
+def print_bench(benchmark: Benchmark, console: Console | None = None) -> None:
+    """One row a batch size and runtime: dense beside compact, and what the removal brought."""
+    times = {(row.network, row.runtime, row.batch): row for row in benchmark.timings}
+    macs, parameters = benchmark.macs, benchmark.parameters
+    table = Table(
+        title=f"{_count(macs['dense'])} → {_count(macs['compact'])} MACs "
+        f"({benchmark.mac_ratio:.1f}×), {_count(parameters['dense'])} → "
+        f"{_count(parameters['compact'])} parameters",
+        caption="medians of interleaved rounds, ± half the distance of the quartiles; "
+        f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}, "
+        f"{benchmark.clock}, {benchmark.cpu}; "
+        + ", ".join(f"{name} {version}" for name, version in benchmark.versions.items()),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("batch", justify="right")
+    table.add_column("runtime", no_wrap=True)
+    for title in ("dense\nms", "compact\nms", "dense\n1/s", "compact\n1/s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("speed-up\n(quartiles)", justify="right", no_wrap=True)
+    last = None
+    for ratio in benchmark.ratios:
+        dense = times["dense", ratio.dense_runtime, ratio.batch]
+        compact = times["compact", ratio.compact_runtime, ratio.batch]
+        if last not in (None, ratio.batch):
+            table.add_section()
+        table.add_row(
+            str(ratio.batch) if ratio.batch != last else "",
+            ratio.title.replace("ONNX Runtime", "ONNX"),  # 80 columns
+            *(
+                f"{1e3 * row.median:.3g} ±{(row.high - row.low) / 2 / row.median:.0%}"
+                for row in (dense, compact)
+            ),
+            *(_count(round(row.throughput)) for row in (dense, compact)),
+            f"[bold]{ratio.median:.1f}×[/] ({ratio.low:.1f}-{ratio.high:.1f})",
+        )
+        last = ratio.batch
+    _print(table, console)

@@ -79,6 +79,7 @@ NOISE: dict[str, Any] = {
 BY_MODEL: dict[str, dict[str, Any]] = {
     "sbp": NOISE,
     "bmrs": NOISE,
+    "turbo-vbi": {"lr": 8e-3, "kl_start": 0.03, "kl_hold": 0.3, "kl_rise": 0.4},
     "bmr": {**PLAIN, "lr": 1e-2, "scale_lr": 1e-2, "lr_hold": 0.5},
 }
 """What overrides the data's defaults, for models of other kinds than spike-and-slab."""

@@ -1,11 +1,15 @@
 """The command line: each verb end to end, and each mistake answered in one line."""
 
+import importlib.util
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from pyro_sparse import export
 from pyro_sparse.cli import main
+from pyro_sparse.nets import mlp
 from pyro_sparse.zoo import ZOO
 
 # Small, and gentle with the inclusions: every unit stays.
@@ -56,13 +60,13 @@ def run(tmp_path_factory):
 
 def test_help_lists_the_commands():
     output = succeed("--help")
-    for command in ("zoo", "fit", "compare", "export"):
+    for command in ("zoo", "fit", "compare", "export", "bench"):
         assert f"\n  {command} " in output
     assert "pyro-sparse compare ss-ig ss-gl ss-ghs --data digits" in output
     assert succeed("-h") == output
 
 
-@pytest.mark.parametrize("command", ["zoo", "fit", "compare", "export"])
+@pytest.mark.parametrize("command", ["zoo", "fit", "compare", "export", "bench"])
 def test_help_of_every_command(command):
     output = succeed(command, "--help")
     assert output.startswith("Usage: ")
@@ -163,11 +167,49 @@ def test_convolutions(tmp_path):
 
 
 def test_export(run, tmp_path):
-    output = succeed("export", run, "--out", tmp_path / "small")
+    output = succeed("export", run, "--out", tmp_path / "small", "--no-bench")
     assert "fc1 8" in output
     assert "masked against compact" in output
     names = {path.name for path in (tmp_path / "small").iterdir()}
-    assert names >= {"config.json", "model.safetensors", "load.py"}
+    assert names == {"config.json", "model.safetensors", "load.py", "README.md"}
+
+
+def test_export_in_every_format_and_bench(run, tmp_path, monkeypatch):
+    small = tmp_path / "small"
+    output = succeed("export", run, "--out", small, "--onnx", "--pt2", "--draws", 3)
+    assert "fc1 8" in output
+    names = {path.name for path in small.iterdir()}
+    files = {"config.json", "model.safetensors", "load.py", "README.md", "model.onnx", "model.pt2"}
+    assert names == files | {"bench.json", "bench.png"}
+    card = (small / "README.md").read_text()
+    assert "3 plain torch networks in one" in card
+    assert "| 256 | ONNX Runtime |" in card
+    # The folder says what the dense network was: no data, no run.
+    monkeypatch.delenv("PYRO_SPARSE_DATA", raising=False)
+    before = (small / "model.safetensors").read_bytes()
+    output = succeed("bench", small, "--batches", "2,5", "--seconds", 0.01)
+    assert [row["batch"] for row in read(small / "bench.json")["ratios"]] == [2] * 3 + [5] * 3
+    assert "speed-up" in output
+    assert "torch → ONNX" in output
+    assert str(small / "bench.png") in output
+    card = (small / "README.md").read_text()
+    assert "| 5 | torch → ONNX Runtime |" in card
+    assert "| 256 |" not in card
+    assert (small / "model.safetensors").read_bytes() == before
+
+
+def test_bench_of_a_run(run, monkeypatch):
+    from pyro_sparse.export import latency
+
+    monkeypatch.setattr(latency, "onnx_available", lambda: False)
+    output = succeed("bench", run, "--batches", "4", "--seconds", 0.01, "--threads", 2)
+    measured = read(run / "bench.json")
+    assert measured["threads"] == 2
+    assert measured["macs"]["compact"] == read(run / "summary.json")["macs_compact"]
+    assert "pip install 'pyro-sparse[onnx]'" in output
+    assert (run / "bench.png").read_bytes()[1:4] == b"PNG"
+    for name in ("bench.json", "bench.png"):
+        (run / name).unlink()
 
 
 # -- mistakes ------------------------------------------------------------------------------------
@@ -258,8 +300,14 @@ def test_exports_that_cannot_be(run, tmp_path):
     assert "would keep none" in fail(
         "export", run, "--out", tmp_path / "small", "--rule", "median:0.9999"
     )
-    assert "Did you mean median" in fail("export", run, "--out", tmp_path / "small", "--rule", "medan")
+    assert "Did you mean median" in fail(
+        "export", run, "--out", tmp_path / "small", "--rule", "medan"
+    )
     assert "multiplicative noise" in fail("export", run, "--out", tmp_path / "x", "--rule", "snr")
+    assert "'--draws'" in fail("export", run, "--out", tmp_path / "small", "--draws", "0")
+    nowhere = tmp_path / "nowhere"
+    message = fail("export", run, "--out", tmp_path / "small", "--dense", nowhere)
+    assert f"{nowhere} holds no finished run" in message
     assert not (tmp_path / "small").exists()
 
 
@@ -271,3 +319,28 @@ def test_explain_lists_groups_and_draws_them(tmp_path):
     assert "no: units of the network's output" in text
     assert (tmp_path / "groups.png").stat().st_size > 10_000
     assert "expected a shape such as" in fail("explain", "--net", "mlp:4", "--input", "3-4")
+
+
+def test_onnx_that_is_not_installed(run, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name)
+    )
+    message = fail("export", run, "--out", tmp_path / "small", "--onnx")
+    assert message == "Error: ONNX files need onnx: pip install 'pyro-sparse[onnx]'"
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_cannot_be_timed(run, tmp_path):
+    assert "holds neither a run nor an exported network" in fail("bench", tmp_path)
+    assert "'--batches'" in fail("bench", run, "--batches", "1,many")
+    assert "batch sizes of at least 1" in fail("bench", run, "--batches", "0")
+    assert "'--threads'" in fail("bench", run, "--threads", "0")
+    assert "positive number of seconds" in fail("bench", run, "--seconds", "-1")
+    assert not (run / "bench.json").exists()
+    export.save(mlp([3, 2]), tmp_path / "other")
+    assert "does not say what its network takes" in fail("bench", tmp_path / "other")
+    export.save(mlp([3, 2]), tmp_path / "third", example=torch.zeros(1, 3))
+    assert "does not say which full-size network" in fail("bench", tmp_path / "third")
+    (tmp_path / "config.json").write_text("{")
+    assert "is not valid JSON" in fail("bench", tmp_path)

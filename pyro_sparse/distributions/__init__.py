@@ -3,6 +3,8 @@
 from pyro_sparse.distributions import kl as kl
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
+from pyro_sparse.distributions.markov_chain import MarkovChain
+from pyro_sparse.distributions.normal_jeffreys import NormalJeffreys
 from pyro_sparse.distributions.spike_and_slab import RelaxedSpikeAndSlab, SpikeAndSlab
 from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
@@ -11,6 +13,8 @@ __all__ = [
     "HalfCauchyFactors",
     "JointNormal",
     "LogUniform",
+    "MarkovChain",
+    "NormalJeffreys",
     "RelaxedSpikeAndSlab",
     "SpikeAndSlab",
     "TiedNormal",

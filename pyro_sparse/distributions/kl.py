@@ -1,7 +1,8 @@
 r"""Closed-form Kullback-Leibler divergences, registered with ``torch.distributions.kl_divergence``.
 
 Importing :mod:`pyro_sparse.distributions` registers them; ``TraceMeanField_ELBO`` then finds them.
-All are exact, and written such that saturated probabilities and tiny scales keep their gradients.
+All are exact but that from :class:`NormalJeffreys`, and written such that saturated probabilities
+and tiny scales keep their gradients.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from torch.distributions import (
     kl_divergence,
     register_kl,
 )
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
+from pyro_sparse.distributions.markov_chain import MarkovChain
+from pyro_sparse.distributions.normal_jeffreys import NormalJeffreys
 from pyro_sparse.distributions.spike_and_slab import SpikeAndSlab
 from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
@@ -123,6 +126,27 @@ def _kl_log_normal_half_cauchy_factors(p: Independent, q: HalfCauchyFactors) -> 
     a = _kl_log_normal(loc_a, scale_a, half, -2 * q.scale.log())
     b = _kl_log_normal(-loc_b, scale_b, half, torch.zeros_like(half))
     return a + b
+
+
+@register_kl(MarkovChain, MarkovChain)
+def _kl_markov_chain(p: MarkovChain, q: MarkovChain) -> Tensor:
+    """KL of the first nodes, and of every step averaged over the node before it under p."""
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"KL between chains of lengths {p.event_shape[0]} and {q.event_shape[0]}")
+    before = p.log_marginals()[..., :-1, :].exp()
+    steps = _gate(before, _kl_inclusion(p.transition_logits, q.transition_logits))
+    return _kl_inclusion(p.initial_logits, q.initial_logits) + steps.sum((-1, -2))
+
+
+@register_kl(Normal, NormalJeffreys)
+def _kl_normal_normal_jeffreys(p: Normal, q: NormalJeffreys) -> Tensor:
+    """Up to 0.0095 nats, and 0 at an infinite σ²/μ²; see NormalJeffreys."""
+    # A mean whose square underflows counts as the smallest number: log α is large, not infinite.
+    square = p.loc.square().clamp_min(torch.finfo(p.loc.dtype).tiny)
+    log_alpha = 2 * p.scale.log() - square.log()
+    # k1 − k1 sigmoid(x) without the difference
+    sigmoid = torch.sigmoid(-(1.87320 + 1.48695 * log_alpha))
+    return 0.63576 * sigmoid + 0.5 * softplus(-log_alpha)
 
 
 @register_kl(TruncatedNormal, Uniform)

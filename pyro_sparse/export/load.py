@@ -245,22 +245,45 @@ def load(directory: str | Path = Path(__file__).parent) -> nn.Module:
     # otherwise than in the network that was saved.
     tensors = {name: value.clone() for name, value in load_file(weights).items()}
     architecture = config["architecture"]
-    parts: dict[str, Any] = {}
-    for name, kind in architecture["tensors"].items():
+    for name in architecture["tensors"]:
         if name not in tensors:
             raise FormatError(f"{weights} has no tensor {name!r}")
-        value = tensors[name]
-        parts[name] = nn.Parameter(value) if kind == "parameter" else value
     with torch.device("meta"):  # shapes only: the numbers follow
-        for name, module in architecture["modules"].items():
-            arguments = {key: _decode(value, {}) for key, value in module["arguments"].items()}
-            parts[name] = getattr(nn, _listed(module["class"], MODULES, "layer"))(**arguments)
-    net = fx.GraphModule(parts, _graph(architecture["nodes"]), class_name="ExportedNetwork")
+        net = _network(architecture, tensors)
     try:
         net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise FormatError(f"{weights} does not fit config.json: {error}") from error
     return net.eval()
+
+
+def reference(directory: str | Path = Path(__file__).parent) -> nn.Module:
+    """The full-size network that the exported one was cut out of, with *random* weights.
+
+    It is there to measure what the removal saves, nothing else: its weights were not exported.
+
+    :param directory: the exported folder; that of this file by default.
+    :raises FormatError: where the folder does not describe it.
+    """
+    architecture = read_config(directory).get("dense")
+    if architecture is None:
+        raise FormatError(f"{directory} does not say which full-size network it was cut out of")
+    shapes = architecture["shapes"]
+    tensors = {name: torch.randn(shapes[name]) for name in architecture["tensors"]}
+    net = _network(architecture, tensors)
+    return net.to(getattr(torch, architecture["dtype"])).eval()
+
+
+def _network(architecture: dict[str, Any], tensors: dict[str, torch.Tensor]) -> fx.GraphModule:
+    """A network with newly made layers, and ``tensors`` where its forward names one itself."""
+    parts: dict[str, Any] = {
+        name: nn.Parameter(tensors[name]) if kind == "parameter" else tensors[name]
+        for name, kind in architecture["tensors"].items()
+    }
+    for name, module in architecture["modules"].items():
+        arguments = {key: _decode(value, {}) for key, value in module["arguments"].items()}
+        parts[name] = getattr(nn, _listed(module["class"], MODULES, "layer"))(**arguments)
+    return fx.GraphModule(parts, _graph(architecture["nodes"]), class_name="ExportedNetwork")
 
 
 def _graph(nodes: list[dict[str, Any]]) -> fx.Graph:

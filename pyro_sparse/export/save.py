@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,124 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, fx, nn
 
+from pyro_sparse import nets
 from pyro_sparse.graph import trace
 
+from .card import model_card
+from .check import described, input_of, largest_difference
 from .load import FORMAT, FORMAT_VERSION, FUNCTIONS, METHODS, MODULES, load
+from .onnx import onnx_runner, require_onnx, write_onnx
+from .program import program_runner, write_program
 
-__all__ = ["save"]
+__all__ = ["check_target", "save"]
 
 LOADER = Path(__file__).with_name("load.py")
 FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
+# In the order in which they take their place. A folder without config.json says that it is
+# incomplete: it goes first and comes last.
+FILES = ("model.safetensors", "load.py", "model.onnx", "model.pt2", "README.md", "config.json")
+# What `bench` adds: true of the files that it measured only.
+MEASURED = ("bench.json", "bench.png")
 
 
 def save(
     small: nn.Module,
     directory: str | Path,
     *,
+    onnx: bool = False,
+    pt2: bool = False,
+    example: Tensor | None = None,
+    dense: nn.Module | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write ``config.json``, ``model.safetensors`` and ``load.py`` into a folder.
+    """Write a network as a folder that loads without this package.
 
-    The folder loads with torch and safetensors alone: ``from load import load``. What is written is
-    read back before it takes its place; a failure leaves an existing folder as it was.
+    ``config.json``, ``model.safetensors`` and ``load.py``, which loads them with torch and
+    safetensors alone; ``README.md``, a model card; ``model.onnx`` and ``model.pt2`` on request. The
+    files are made aside, read back and compared with ``small`` at several batch sizes before they
+    take their place; a failure leaves an existing folder as it was. No pickle is written.
 
-    :param small: the network, usually from :func:`~pyro_sparse.export.compact_network`. It is saved
-        as it computes in eval mode.
+    :param small: the network, usually from :func:`~pyro_sparse.export.compact`. It is saved as it
+        computes in eval mode.
     :param directory: made if missing.
+    :param onnx: write ``model.onnx``, with a free batch size; needs the extra ``onnx``.
+    :param pt2: write ``model.pt2``, a ``torch.export`` program with a free batch size.
+    :param example: inputs ``(batch, ...)``: several, to be compared on these, or one for its shape.
+        :func:`~pyro_sparse.export.compact` has noted that, other networks need one for ``onnx`` and
+        ``pt2``, and for MACs in the model card.
+    :param dense: the full network that ``small`` was cut out of. Its size stands in the model card,
+        its architecture (without weights) in ``config.json``, for ``bench``.
     :param preprocessing: what callers must do to inputs, in JSON's types and tensors; recorded.
-    :param metadata: anything else worth recording (data, seed, accuracy), likewise.
-    :param overwrite: replace these three files where the folder is not empty.
+    :param metadata: anything else worth recording, likewise. The model card shows ``model``,
+        ``data``, ``net``, ``seed``, ``epochs``, ``kept`` and ``units`` (by group),
+        ``max_abs_diff_masked_compact``, and ``scores``: for ``dense``, ``ensemble`` and ``compact``
+        any of ``accuracy``, ``rmse``, ``nll`` and ``ece``.
+    :param overwrite: replace these files where the folder is not empty; those of an earlier export
+        that are not written again are removed.
     :returns: the folder.
     :raises FileExistsError: where the folder is not empty, without ``overwrite``.
-    :raises ValueError: where the network cannot be traced, or uses a layer or function that the
-        loader does not know.
+    :raises ModuleNotFoundError: for ``onnx`` without its packages.
+    :raises ValueError: where the network cannot be traced, uses a layer or function that the loader
+        does not know, or cannot be written in one of the formats.
+    """
+    directory = Path(directory)
+    check_target(directory, onnx=onnx, overwrite=overwrite)
+    example = input_of(small, example)
+    if (onnx or pt2) and example is None:
+        raise ValueError(
+            "ONNX and .pt2 files need an example input: pass example=, a tensor (batch, ...)"
+        )
+    architecture, tensors = _describe(trace(small))
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "architecture": architecture,
+        "input": None if example is None else described(example),
+        "dense": None if dense is None else _skeleton(dense),
+        "cost": {},
+        "compaction": getattr(small, "compaction", None),
+        "draws": getattr(small, "draws", None),
+        "preprocessing": preprocessing,
+        "metadata": metadata,
+        "torch": str(torch.__version__),
+        "formats": {},
+    }
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its final place, so that moving a file is one step of the file system.
+    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.resolve().parent))
+    try:
+        # Not save_file, whose files nobody but their owner may read.
+        (draft / "model.safetensors").write_bytes(serialise(tensors))
+        shutil.copyfile(LOADER, draft / "load.py")
+        _write_config(draft, config)
+        config["formats"] = _write_formats(small, load(draft), example, draft, onnx=onnx, pt2=pt2)
+        config["cost"] = {
+            name: _cost(net, example)
+            for name, net in (("compact", small), ("dense", dense))
+            if net is not None
+        }
+        _write_config(draft, config)
+        written = json.loads((draft / "config.json").read_text(encoding="utf-8"))
+        (draft / "README.md").write_text(model_card(written), encoding="utf-8")
+        directory.mkdir(exist_ok=True)
+        (directory / "config.json").unlink(missing_ok=True)
+        for name in (*MEASURED, *FILES):
+            if (draft / name).exists():
+                os.replace(draft / name, directory / name)
+            else:
+                (directory / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(draft)
+    return directory
+
+
+def check_target(directory: str | Path, *, onnx: bool = False, overwrite: bool = False) -> None:
+    """What :func:`save` would refuse whatever the network, before any work.
+
+    :raises FileExistsError: where the folder is not empty, without ``overwrite``.
+    :raises ModuleNotFoundError: for ``onnx`` without its packages.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
@@ -58,34 +143,57 @@ def save(
         raise FileExistsError(
             f"the folder {directory} is not empty: choose another, or in Python overwrite=True"
         )
-    traced = trace(small)
-    architecture, tensors = _describe(traced)
-    config = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "architecture": architecture,
-        "compaction": getattr(small, "compaction", None),
-        "preprocessing": preprocessing,
-        "metadata": metadata,
-        "torch": str(torch.__version__),
-    }
+    if onnx:
+        require_onnx()
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     text = json.dumps(config, indent=1, default=_plain, allow_nan=False)
-    directory.mkdir(parents=True, exist_ok=True)
-    # Beside its final place, so that moving a file is one step of the file system.
-    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.resolve().parent))
-    try:
-        # Not save_file, whose files nobody but their owner may read.
-        (draft / "model.safetensors").write_bytes(serialise(tensors))
-        shutil.copyfile(LOADER, draft / "load.py")
-        (draft / "config.json").write_text(text, encoding="utf-8")
-        load(draft)
-        # A folder without config.json says that it is incomplete: it goes first and comes last.
-        (directory / "config.json").unlink(missing_ok=True)
-        for name in ("model.safetensors", "load.py", "config.json"):
-            os.replace(draft / name, directory / name)
-    finally:
-        shutil.rmtree(draft)
-    return directory
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _write_formats(
+    small: nn.Module,
+    loaded: nn.Module,
+    example: Tensor | None,
+    folder: Path,
+    *,
+    onnx: bool,
+    pt2: bool,
+) -> dict[str, dict[str, float]]:
+    """Write the files that were asked for; how far each is from ``small``.
+
+    They are made from ``loaded``, which is on the CPU.
+    """
+    if example is None:
+        return {}
+    runners: dict[str, Callable[[Tensor], Tensor]] = {"safetensors": loaded}
+    if onnx:
+        write_onnx(loaded, example, folder / "model.onnx")
+        runners["onnx"] = onnx_runner(folder / "model.onnx")
+    if pt2:
+        write_program(loaded, example, folder / "model.pt2")
+        runners["pt2"] = program_runner(folder / "model.pt2")
+    names = {"safetensors": "model.safetensors", "onnx": "model.onnx", "pt2": "model.pt2"}
+    return {
+        key: largest_difference(small, runner, example, names[key])
+        for key, runner in runners.items()
+    }
+
+
+def _cost(net: nn.Module, example: Tensor | None) -> dict[str, int | None]:
+    return {
+        "parameters": nets.count_parameters(net),
+        "macs": None if example is None else nets.count_macs(net, example),
+    }
+
+
+def _skeleton(net: nn.Module) -> dict[str, Any]:
+    """A network's architecture, with the shapes of the tensors that are not a layer's."""
+    architecture, tensors = _describe(trace(net))
+    shapes = {name: list(tensors[name].shape) for name in architecture["tensors"]}
+    floating = next(value.dtype for value in net.parameters() if value.is_floating_point())
+    return {**architecture, "shapes": shapes, "dtype": str(floating).removeprefix("torch.")}
 
 
 def _plain(value: object) -> Any:

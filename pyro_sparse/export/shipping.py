@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pyro_sparse.models import SparseModel
 from pyro_sparse.posterior import Posterior, SelectionRule
 
 from .compact import compact_network, equivalence
@@ -41,7 +42,7 @@ def compact(
     Returns:
         A module that takes the same inputs as the network. Its attribute ``compaction`` says what
         went, see :func:`~pyro_sparse.export.compact_network`; with ``align``, which units came
-        back.
+        back. ``input_shape`` is the shape of one input.
 
     Raises:
         ValueError: nothing would be left but a constant, or a mask does not fit its group.
@@ -59,7 +60,18 @@ def compact(
         scores=posterior.inclusion() if scores is None else scores,
         fold=fold,
     ).requires_grad_(True)
+    check_compact(model, parameters, keep, small)
+    small.input_shape = tuple(model.example_shape[1:])  # type: ignore[assignment]
+    return small
 
+
+def check_compact(
+    model: SparseModel,
+    parameters: Mapping[str, Tensor],
+    keep: Mapping[str, Tensor],
+    small: nn.Module,
+) -> None:
+    """Raise ``RuntimeError`` where ``small`` does not compute what the masked network does."""
     example = next(iter(parameters.values()))
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn((3, *model.example_shape[1:]), generator=generator).to(example)
@@ -72,4 +84,3 @@ def compact(
             f"the compact network differs from the masked one by {difference:.2g} on outputs of "
             f"size {size:.2g}; this is a bug in pyro-sparse, please report the network"
         )
-    return small

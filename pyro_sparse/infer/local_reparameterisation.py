@@ -208,6 +208,7 @@ def _multiply(left: Any, right: Any) -> Any:
         return rows._with(rows.loc * factor, lambda part: part * change)
     if not rows.by_example or rows.variance is not None or rows.loc.shape != one_a_unit:
         return NotImplemented
+    assert rows.multiplier is not None
     if factor.dim() == rows.loc.dim() and factor.shape[0] == rows.loc.shape[0]:
         # Ordinary rows times a noise on units.
         return GaussianRows.make(factor * rows.loc, None, rows.multiplier, rows.examples)

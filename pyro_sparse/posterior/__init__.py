@@ -1,11 +1,14 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
-from . import importance, pruning, reduction, selection
+from . import importance, precision, pruning, reduction, selection
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
+from .precision import suggested_bits
 from .selection import (
     BMRS,
     Connected,
+    LogAlpha,
+    LogScale,
     MACBudget,
     MedianProbability,
     ModelReduction,
@@ -19,6 +22,8 @@ from .summary import Summary
 __all__ = [
     "BMRS",
     "Connected",
+    "LogAlpha",
+    "LogScale",
     "MACBudget",
     "MedianProbability",
     "ModelReduction",
@@ -32,8 +37,10 @@ __all__ = [
     "calibration_error",
     "importance",
     "negative_log_likelihood",
+    "precision",
     "pruning",
     "reduction",
     "rmse",
     "selection",
+    "suggested_bits",
 ]

@@ -26,8 +26,10 @@ __all__ = [
     "Random",
     "Shapley",
     "inclusion_probability",
+    "log_scale",
     "magnitude",
     "noise_signal",
+    "retention",
     "weight_evidence",
     "weight_signal",
     "weight_signal_plus_robustness",
@@ -63,6 +65,7 @@ OFFERS = {
     "gaussians": "a reducible Gaussian on every weight (bmr)",
     "log_alpha": "dropout rates of units (bc-gnj)",
     "log_scales": "scales of units (bc-ghs)",
+    "row_variances": "Gaussian weights (all but sbp and dense)",
 }
 """What a posterior may offer, by the method of `Posterior` that gives it."""
 
@@ -76,6 +79,17 @@ def noise_signal(posterior: Posterior) -> dict[str, Tensor]:
     """E θ / sd θ of a multiplicative noise (Neklyudov et al. 2017, eq. 15)."""
     noise = offered(posterior, "noise", "the signal-to-noise ratio of units")
     return {name: law.signal_to_noise for name, law in noise.items()}
+
+
+def retention(posterior: Posterior) -> dict[str, Tensor]:
+    """−log α of units: log of squared mean over variance of their scales."""
+    rates = offered(posterior, "log_alpha", "the rule on dropout rates")
+    return {name: -log_alpha for name, log_alpha in rates.items()}
+
+
+def log_scale(posterior: Posterior) -> dict[str, Tensor]:
+    """Posterior mean of the log of units' scales."""
+    return offered(posterior, "log_scales", "the rule on scales")
 
 
 def weight_signal(posterior: Posterior) -> dict[str, Tensor]:

@@ -87,6 +87,13 @@ class Posterior:
         """Mean log scale ``(units,)`` of units by group; empty without any, or with a spike."""
         return self.guide.log_scales()
 
+    def row_variances(self) -> dict[str, Tensor]:
+        """Posterior variance of every weight, ``(units, row length)`` by group.
+
+        For included units, and marginal over their scales; empty where rows are not Gaussian.
+        """
+        return self.guide.row_variances()
+
     def keep(self, rule: SelectionRule | None = None) -> dict[str, Tensor]:
         """Masks of the units to keep, for every group of the network.
 
@@ -166,7 +173,11 @@ class Posterior:
         for group in self.prunable_groups():
             name = group.name
             pip = inclusion.get(name)
-            counts = {"group": name, "units": group.size, "kept": int(keep[name].sum())}
+            counts: dict[str, Any] = {
+                "group": name,
+                "units": group.size,
+                "kept": int(keep[name].sum()),
+            }
             if pip is None:
                 groups.append(GroupSummary(**counts))
                 continue

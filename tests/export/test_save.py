@@ -72,7 +72,7 @@ def test_round_trip(name, tmp_path):
     small = pruned(net, *shape, inputs=name != "functional")
     folder = save(small, tmp_path / "out" / "net")
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("config.json", "load.py", "model.safetensors"),
+        *("README.md", "config.json", "load.py", "model.safetensors"),
     ]
     assert [path.name for path in folder.parent.iterdir()] == ["net"]
     loaded = load(folder)

@@ -114,6 +114,50 @@ def test_spike_slab_group_horseshoe(rows, data, regularisation, global_scale, lo
     assert log_joint(model, sample, data) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("regularisation", [0.4, math.inf])
+def test_group_horseshoe(data, regularisation):
+    model = make(
+        models.GroupHorseshoe,
+        output_scale=1.3,
+        global_scale=0.2,
+        local_scale=3.0,
+        regularisation=regularisation,
+    )
+    hidden = torch.randn(HIDDEN, dtype=torch.float64)
+    out = torch.randn(OUT, dtype=torch.float64)
+    local = torch.rand(4, 2, dtype=torch.float64) + 0.2
+    layer = torch.tensor([0.6, 1.9], dtype=torch.float64)
+    sample = {
+        "fc1.rows": hidden,
+        "out.rows": out,
+        "fc1.local_scale": local,
+        "fc1.global_scale": layer,
+    }
+    expected = stats.norm.logpdf(hidden.numpy()).sum()
+    expected += stats.norm.logpdf(out.numpy(), scale=1.3).sum()
+    for factors, scale in ((layer.numpy(), 0.2), (local.numpy(), 3.0)):
+        expected += stats.gamma.logpdf(factors[..., 0], 0.5, scale=scale**2).sum()
+        expected += stats.invgamma.logpdf(factors[..., 1], 0.5).sum()
+    rho = np.sqrt(layer.prod().numpy() * local.prod(-1).numpy())
+    if math.isfinite(regularisation):
+        rho = regularisation * rho / np.sqrt(regularisation**2 + rho**2)
+    expected += log_likelihood(hidden.numpy() * rho[:, None], out.numpy(), data)
+    assert log_joint(model, sample, data) == pytest.approx(expected, rel=1e-6)
+
+
+def test_group_normal_jeffreys(data):
+    model = make(models.GroupNormalJeffreys, output_scale=1.3)
+    hidden = torch.randn(HIDDEN, dtype=torch.float64)
+    out = torch.randn(OUT, dtype=torch.float64)
+    z = torch.tensor([0.7, -1.2, 2.0, 1e-3], dtype=torch.float64)
+    sample = {"fc1.rows": hidden, "out.rows": out, "fc1.scale": z}
+    expected = stats.norm.logpdf(hidden.numpy()).sum() - np.log(np.abs(z.numpy())).sum()
+    expected += stats.norm.logpdf(out.numpy(), scale=1.3).sum()
+    effective = hidden.numpy() * z.numpy()[:, None]
+    expected += log_likelihood(effective, out.numpy(), data)
+    assert log_joint(model, sample, data) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("prior_scale", [None, 0.8])
 def test_deterministic(rows, data, prior_scale):
     model = make(models.Deterministic, prior_scale=prior_scale)

@@ -34,6 +34,18 @@ TestLogNormalNoiseByExample = case(
 )
 TestReducibleGaussian = case(models.ReducibleGaussian)
 TestReducibleGaussianJoint = case(models.ReducibleGaussian, guide_options={"last_layer": "joint"})
+TestTurboMarkov = case(models.TurboMarkov)
+TestTurboMarkovBlocks = case(models.TurboMarkov, block_size=4)
+TestGroupNormalJeffreys = case(models.GroupNormalJeffreys, proper=False)
+TestGroupNormalJeffreysByExample = case(
+    models.GroupNormalJeffreys,
+    proper=False,
+    guide_options={"scale_draws": "example", "variance": "tied"},
+)
+TestGroupHorseshoe = case(models.GroupHorseshoe)
+TestGroupHorseshoeTied = case(
+    models.GroupHorseshoe, global_scale=0.1, guide_options={"variance": "tied"}
+)
 TestDeterministic = case(models.Deterministic, proper=False)
 TestDeterministicWeightDecay = case(models.Deterministic, prior_scale=1.0)
 

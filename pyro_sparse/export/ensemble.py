@@ -1,0 +1,193 @@
+"""Uncertainty without Pyro: compact networks drawn from a posterior, all with the same units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import Independent, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_sparse.distributions import SpikeAndSlab
+from pyro_sparse.likelihoods import Likelihood
+from pyro_sparse.modules import own_parameters
+from pyro_sparse.posterior import (
+    Posterior,
+    SelectionRule,
+    accuracy,
+    calibration_error,
+    negative_log_likelihood,
+    rmse,
+)
+
+from .compact import compact_network
+from .shipping import check_compact
+
+__all__ = ["Ensemble", "compact_draws", "ensemble_scores"]
+
+
+class Ensemble(nn.Module):
+    """Networks of the same inputs and outputs, run side by side.
+
+    ``forward`` maps inputs ``(batch, ...)`` to outputs ``(draws, batch, ...)``. The output of an
+    average prediction is the average of what each network's output *means*: for classes,
+    ``ensemble(x).softmax(-1).mean(0)``.
+
+    Args:
+        nets: at least one network.
+        latents: the likelihood's latents that were drawn with each network, such as
+            ``noise_precision``.
+            Shape of each: (draws,).
+    """
+
+    def __init__(
+        self, nets: Sequence[nn.Module], latents: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        if not nets:
+            raise ValueError("expected at least one network")
+        self.nets = nn.ModuleList(nets)
+        self.draws = len(nets)
+        self.latents = dict(latents or {})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([net(inputs) for net in self.nets])
+
+
+class _Included(Messenger):
+    """Every unit is in: spike-and-slab sites draw from their slabs."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law: Any = msg["fn"]
+        events = 0
+        while isinstance(law, Independent | MaskedDistribution):
+            if isinstance(law, Independent):
+                events += law.reinterpreted_batch_ndims
+            law = law.base_dist
+        if isinstance(law, SpikeAndSlab):
+            slab: Any = law.slab
+            msg["fn"] = slab.to_event(events)
+
+
+@torch.no_grad()
+def _included_draws(
+    posterior: Posterior, draws: int
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Draws of the network's parameters given that all units are in, and the likelihood's latents.
+
+    The counterpart of :meth:`Posterior.mean_parameters`, which is their mean.
+    """
+    model = posterior.model
+    with own_parameters(model, posterior.guide), pyro.validation_enabled(False):
+        for _ in range(draws):
+            with _Included():
+                trace = poutine.trace(posterior.guide).get_trace()
+            with poutine.replay(trace=trace):
+                rows, gate = model.rows(), model.input_gate()
+                latents = model.likelihood.sites()
+            parameters = model.parameters_of(rows)
+            if gate is not None:
+                # A noise on the inputs moves into the columns that read them; a gate is 1 here.
+                parameters = model.graph.scale_columns(parameters, "input", gate)
+            yield parameters, latents
+
+
+def compact_draws(
+    posterior: Posterior,
+    keep: Mapping[str, Tensor] | None = None,
+    *,
+    draws: int = 20,
+    rule: SelectionRule | None = None,
+    seed: int = 0,
+) -> Ensemble:
+    """Compact networks whose weights are drawn from the posterior, given the units that are kept.
+
+    All draws have the units of one mask, so each is as small as the network of
+    :func:`~pyro_sparse.export.compact`. What they share is certain: uncertainty about which units
+    are in, which :meth:`~pyro_sparse.posterior.Posterior.predict` averages over, is not in them.
+
+    Args:
+        posterior: model with fitted guide.
+        keep: masks ``(units,)`` by group; by ``rule`` when absent.
+        draws: how many networks.
+        rule: a selection rule; the model's default when absent.
+        seed: of the draws; torch's global generator is left as it was.
+
+    Returns:
+        An :class:`Ensemble`, on the CPU and in eval mode, for :func:`~pyro_sparse.export.save`.
+
+    Raises:
+        ValueError: fewer than one draw; a layer would keep no unit; a mask does not fit its group.
+        RuntimeError: a compact network does not compute what the masked one does.
+    """
+    if draws < 1:
+        raise ValueError(f"expected at least one draw, got draws={draws}")
+    keep = posterior.keep(rule) if keep is None else keep
+    model = posterior.model
+    networks, noises = [], []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for parameters, latents in _included_draws(posterior, draws):
+            small = compact_network(model.net, model.graph, parameters, keep)
+            check_compact(model, parameters, keep, small)
+            networks.append(small)
+            noises.append(latents)
+    ensemble = Ensemble(
+        networks,
+        {name: torch.stack([drawn[name] for drawn in noises]).cpu() for name in noises[0]},
+    )
+    ensemble.compaction = networks[0].compaction
+    ensemble.input_shape = tuple(model.example_shape[1:])  # type: ignore[assignment]
+    return ensemble.eval().requires_grad_(True)
+
+
+@torch.no_grad()
+def ensemble_scores(
+    ensemble: Ensemble,
+    likelihood: Likelihood,
+    x: Tensor,
+    y: Tensor,
+    target_scale: float = 1.0,
+    batch_size: int = 4096,
+) -> dict[str, float]:
+    """Scores of the average prediction of an ensemble, as `Posterior.evaluate` has for others.
+
+    Args:
+        ensemble: by `compact_draws`.
+        likelihood: the model's.
+        x: inputs.
+            Shape: (N, ...).
+        y: targets.
+            Shape: (N,).
+        target_scale: standard deviation that the targets were divided by.
+        batch_size: examples that pass through the networks at once.
+
+    Returns:
+        ``accuracy`` and ``ece`` for classes, ``rmse`` for numbers, and ``nll``.
+    """
+    outputs = torch.cat([ensemble(part) for part in x.split(batch_size)], 1)
+    logs = torch.stack(
+        [
+            likelihood.distribution(
+                output, **{name: values[draw] for name, values in ensemble.latents.items()}
+            ).log_prob(y)
+            for draw, output in enumerate(outputs)
+        ]
+    )
+    prediction = torch.stack([likelihood.natural(output) for output in outputs]).mean(0)
+    scores = {"nll": negative_log_likelihood(logs)}
+    probabilities = likelihood.class_probabilities(prediction)
+    if probabilities is None:
+        # A density per standardised unit, turned into one per unit of the target.
+        scores["nll"] += math.log(target_scale)
+        return {**scores, "rmse": rmse(prediction, y) * target_scale}
+    return {
+        **scores,
+        "accuracy": accuracy(probabilities, y),
+        "ece": calibration_error(probabilities, y),
+    }
