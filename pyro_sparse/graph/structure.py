@@ -270,8 +270,10 @@ class Graph:
     def connected(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks of the units through which anything flows, for every prunable group.
 
-        A unit whose row is all 0 emits a constant; one whose columns are 0 in every reader, or
-        whose readers' units are themselves not connected, is read by nobody.
+        A unit whose row is all 0, or reads only units that are out, emits what its activation
+        makes of 0; one whose columns are 0 in every reader, or whose readers' units are themselves
+        not connected, is read by nobody. The network with connected units only computes the same:
+        a unit with a bias is something, and so is what one that is out emits where that is not 0.
 
         :param parameters: the network's parameters by name.
         """
@@ -283,7 +285,11 @@ class Graph:
             for group in self:
                 for reader in group.readers:
                     value = masked[reader.parameter]
-                    entries = masks[group.name].repeat_interleave(reader.block).to(value.device)
+                    emits = torch.ones(reader.block, dtype=torch.bool)
+                    if reader.constant is not None:
+                        emits = (torch.tensor(reader.constant) != 0).expand(reader.block)
+                    entries = masks[group.name].repeat_interleave(reader.block)
+                    entries = (entries | emits.repeat(group.size)).to(value.device)
                     shape = [1] * value.dim()
                     shape[reader.dim] = -1
                     masked[reader.parameter] = value * entries.reshape(shape)
