@@ -36,16 +36,24 @@ class MeanFieldRows(nn.Module):
 
 
 class JointRows(nn.Module):
-    """One Gaussian on all weights of a layer, with a full covariance."""
+    """One Gaussian on all weights of a layer, with a full covariance.
+
+    Weights that it was conditioned away from are independent of the others from then on, whatever
+    training does to the parameters: what is out must not be conditioned on twice.
+    """
+
+    inside: Tensor
 
     def __init__(self, rows: Tensor, scale: float) -> None:
         super().__init__()
         self.loc = nn.Parameter(rows.detach().clone())
         self.log_diagonal = nn.Parameter(torch.full_like(rows.flatten(), math.log(scale)))
         self.below = nn.Parameter(torch.zeros(rows.numel(), rows.numel()).to(rows))
+        self.register_buffer("inside", torch.ones_like(rows.flatten(), dtype=torch.bool))
 
     def scale_tril(self) -> Tensor:
-        return self.below.tril(-1) + self.log_diagonal.exp().diag()
+        together = self.inside.unsqueeze(0) & self.inside.unsqueeze(1)
+        return (self.below * together).tril(-1) + self.log_diagonal.exp().diag()
 
     def forward(self) -> TorchDistributionMixin:
         return JointNormal(self.loc, self.scale_tril())
@@ -63,7 +71,8 @@ class JointRows(nn.Module):
         """The law given that all weights outside ``kept`` are 0; those become independent."""
         inside, covariance = kept.flatten(), self.covariance().double()
         loc = self.loc.double().flatten()
-        rest = ~inside
+        rest = self.inside & ~inside
+        loc[~self.inside] = 0
         gain = torch.linalg.solve(
             covariance[rest][:, rest], covariance[rest][:, inside]
         ).T  # Σ_SP Σ_PP⁻¹
@@ -76,6 +85,7 @@ class JointRows(nn.Module):
         self.loc.copy_(loc.reshape(self.loc.shape))
         self.log_diagonal.copy_(factor.diagonal().log())
         self.below.copy_(factor.tril(-1))
+        self.inside.copy_(inside)
 
 
 class ReducibleGaussian(GroupGuide):

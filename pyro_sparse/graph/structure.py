@@ -358,8 +358,10 @@ class Graph:
     def connected(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks of the units through which anything flows, for every prunable group.
 
-        A unit whose row is all 0 emits a constant; one whose columns are 0 in every reader, or
-        whose readers' units are themselves not connected, is read by nobody.
+        A unit whose row is all 0, or reads only units that are out, emits what its activation
+        makes of 0; one whose columns are 0 in every reader, or whose readers' units are themselves
+        not connected, is read by nobody. The network with connected units only computes the same:
+        a unit with a bias is something, and so is what one that is out emits where that is not 0.
 
         :param parameters: the network's parameters by name.
         """
@@ -369,7 +371,18 @@ class Graph:
         while True:
             masked = self.masked_parameters(parameters, self._prunable(masks))
             for group in self:
-                masked = self.scale_columns(masked, group.name, masks[group.name])
+                for reader in group.readers:
+                    # Columns of a unit that is out count where it emits a constant other than 0.
+                    emits = torch.ones(reader.block, dtype=torch.bool)
+                    if reader.constant is not None:
+                        emits = (torch.tensor(reader.constant) != 0).expand(reader.block)
+                    inside = masks[group.name].unsqueeze(1) | emits
+                    value = masked[reader.parameter]
+                    flows_in = torch.ones(value.shape[reader.dim], dtype=torch.bool)
+                    flows_in[reader.entries(group.size)] = inside.reshape(-1)
+                    shape = [1] * value.dim()
+                    shape[reader.dim] = -1
+                    masked[reader.parameter] = value * flows_in.reshape(shape).to(value.device)
             changed = False
             for group in self:
                 if not group.prunable:

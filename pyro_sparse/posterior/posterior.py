@@ -199,9 +199,17 @@ class Posterior:
 
     @torch.no_grad()
     def mean_parameters(self) -> dict[str, Tensor]:
-        """The network's parameters with every unit included, at the posterior means."""
-        parameters = self.model.parameters_of(self.guide.mean_rows())
-        scale = self.guide.mean_input()
+        """The network's parameters with every unit included, at the posterior means.
+
+        What was pruned for good is 0, and so are the weights that read a pruned input.
+        """
+        # A view of a parameter requires a gradient even where it is taken without.
+        rows = {name: value.detach() for name, value in self.guide.mean_rows().items()}
+        parameters = self.model.parameters_of(rows)
+        scale, support = self.guide.mean_input(), self.model.support
+        if "input" in support and support.restricted:
+            inside = support["input"].to(self.model.output_scale.dtype)
+            scale = inside if scale is None else scale * inside
         if scale is None:
             return parameters
         return self.model.graph.scale_columns(parameters, "input", scale)

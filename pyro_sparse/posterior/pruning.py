@@ -8,14 +8,16 @@ of one training instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyro_sparse.infer import ELBO, fit
+from pyro_sparse.graph import evaluating
+from pyro_sparse.infer import ELBO, fit, schedules
 from pyro_sparse.modules import own_parameters
 
 from .reduction import delta_evidence
@@ -55,21 +57,47 @@ def free_energy(
 ) -> float:
     """Negative evidence lower bound of all data, nats: lower is better.
 
+    Normalisations and the like are in eval mode, as everywhere in `Posterior`.
+
     Args:
         posterior: model and guide.
         loader: ``(x, y)`` batches of the training data; batches of equal size count alike.
         draws: of the guide, for each batch.
-        seed: of the draws: the same noise for every state that is compared.
+        seed: of the draws, and of the order of a loader that has a ``generator``, whose state is
+            left as it was: the same noise for every state that is compared.
     """
     model, guide = posterior.model, posterior.guide
     elbo = ELBO(draws)
     total, count = 0.0, 0
-    with torch.random.fork_rng([]), own_parameters(model, guide):
+    device = model.output_scale.device
+    with (
+        evaluating(model),
+        evaluating(guide),
+        torch.random.fork_rng([]),
+        _seeded(loader, seed),
+        own_parameters(model, guide),
+    ):
         torch.manual_seed(seed)
         for x, y in loader:
-            total += float(elbo.estimate(model, guide, x, y).loss) * len(y)
+            loss = elbo.estimate(model, guide, x.to(device), y.to(device)).loss
+            total += float(loss) * len(y)
             count += len(y)
     return total / count
+
+
+@contextlib.contextmanager
+def _seeded(loader: Any, seed: int) -> Iterator[None]:
+    """The loader's own generator, if it has one, at this seed; its state restored afterwards."""
+    generator = getattr(loader, "generator", None)
+    if not isinstance(generator, torch.Generator):
+        yield
+        return
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
 def iterate(
@@ -94,11 +122,12 @@ def iterate(
         max_passes: at most so many.
         draws: of the guide, to estimate each free energy.
         seed: of the noise.
-        **options: further arguments of :func:`pyro_sparse.infer.fit`.
+        **options: further arguments of :func:`pyro_sparse.infer.fit`. Other than there the KL
+            has its full weight throughout: what is left is trained already.
 
     Returns:
-        The path: the state before, then one entry a pass. The last pass prunes nothing, unless
-        ``max_passes`` came first.
+        The path: the state before, then one entry for each pass that pruned something. One more
+        pass would prune nothing, unless ``max_passes`` came first.
 
     Raises:
         ValueError: as ``rule`` and `fit`.
@@ -108,6 +137,7 @@ def iterate(
     if rule is None and posterior.gaussians():
         rule = ModelReduction()
     support = posterior.model.support
+    options.setdefault("kl_weight", schedules.constant())
 
     def left() -> int:
         return sum(int(support[name].sum()) for name in support)

@@ -53,8 +53,9 @@ def delta_evidence(
             "expected a reduced variance that leaves a proper posterior (1/v + 1/s_r² > 1/s_0²), "
             f"got up to {float(sr.max()):g} for a prior variance of {float(s0.max()):g}"
         )
-    # μ² P_f − m² P = μ²/v (1 − 1/(v P)), and v P s_r² = v · scaled
-    shrinkage = 1 - sr / (variance * scaled)
+    # μ² P_f − m² P = μ²/v (1 − P_f/P), and 1 − P_f/P = (1/s_r² − 1/s_0²)/P without a difference of
+    # numbers near 1
+    shrinkage = (1 - sr / s0) / scaled
     return 0.5 * (
         torch.log(s0 / variance) - torch.log(scaled) - loc.square() / variance * shrinkage
     )

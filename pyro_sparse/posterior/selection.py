@@ -129,7 +129,7 @@ class SignalToNoise:
     mean: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.threshold < 0 or self.mean < 0:
+        if not (self.threshold >= 0 and self.mean >= 0):
             raise ValueError(f"expected thresholds of at least 0, got {self}")
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -315,11 +315,12 @@ def _gain(law: Reducible, entries: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Connected:
-    """Keep the units through which anything flows: those with weights in and weights out.
+    """Keep the units through which anything flows: those with a row and with weights out.
 
     The rule of models whose posterior says nothing about units, after single weights were pruned
-    (:meth:`Posterior.prune <pyro_sparse.posterior.Posterior.prune>`). A unit without incoming
-    weights is a constant that its readers' biases take up, one that nobody reads is nothing.
+    (:meth:`Posterior.prune <pyro_sparse.posterior.Posterior.prune>`). A unit whose incoming weights
+    and bias are all 0 is a constant that its readers' biases take up, one that nobody reads is
+    nothing. What the network computes at posterior means stays the same.
     """
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -346,8 +347,9 @@ class TopK:
 
     Attributes:
         measure: of units, or of weights.
-        k: how many to keep: of each group a number (one for all, or by group), or with a float in
-            (0, 1] this share of all together, at least one unit a group.
+        k: how many to keep: of each group a number (one for all, or by group; groups without one
+            keep all), or with a float in (0, 1] this share of all together, at least one unit a
+            group.
 
     Raises:
         ValueError: a number below 1, or a share outside (0, 1].
@@ -358,7 +360,9 @@ class TopK:
 
     def __post_init__(self) -> None:
         numbers = list(self.k.values()) if isinstance(self.k, Mapping) else [self.k]
-        if any(number <= 0 or (isinstance(number, float) and number > 1) for number in numbers):
+        whole = (not isinstance(number, float) and number >= 1 for number in numbers)
+        share = isinstance(self.k, float) and 0 < self.k <= 1
+        if not share and not all(whole):
             raise ValueError(f"expected numbers of at least 1 or a share in (0, 1], got {self.k}")
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -368,7 +372,7 @@ class TopK:
             return _above_rank(values, max(1, round(self.k * total)))
         keep = {}
         for name, value in values.items():
-            k = self.k[name] if isinstance(self.k, Mapping) else self.k
+            k = self.k.get(name, value.numel()) if isinstance(self.k, Mapping) else self.k
             mask = torch.zeros(value.numel(), dtype=torch.bool)
             mask[value.flatten().topk(min(k, value.numel())).indices] = True
             keep[name] = mask.reshape(value.shape)
@@ -451,7 +455,7 @@ RULES = {
     "bmrs-u4[:ω], bmrs-u8[:ω]": "BMRS with a uniform reduced prior below 2⁻⁴ or 2⁻⁸",
     "macs:N[:MEASURE]": "as many units as N MACs allow (N below 1: a share of the dense network's)",
     "top:K[:MEASURE]": "K units a layer (K below 1: a share of all)",
-    "connected": "units with weights in and out",
+    "connected": "units with anything in and weights out",
 }
 """What `parse` takes."""
 
@@ -469,16 +473,18 @@ def parse(text: str, x: Tensor, y: Tensor, dense_macs: int) -> SelectionRule:
         ValueError: an unknown name, or numbers that do not fit it.
     """
     head, *arguments = text.split(":")
+    form = f"the rule {text!r} does not have the form of {', '.join(RULES)}"
     try:
-        numbers = [float(argument) for argument in arguments if _is_number(argument)]
         if head in ("macs", "top"):
-            name = arguments[1] if len(arguments) > 1 else "inclusion"
+            if len(arguments) not in (1, 2) or not _is_number(arguments[0]):
+                raise ValueError(form)
+            number, name = (*arguments, "inclusion")[:2]
             if name not in MEASURES:
                 raise ValueError(nearest("measure", name, MEASURES))
-            measure, size = MEASURES[name](x, y), numbers[0]
+            measure, size = MEASURES[name](x, y), float(number)
             if head == "macs":
                 return MACBudget(size * dense_macs if size < 1 else size, measure)
-            return TopK(measure, size if size < 1 else int(size))
+            return TopK(measure, int(size) if size >= 1 and size.is_integer() else size)
         simple: dict[str, Callable[..., SelectionRule]] = {
             "median": MedianProbability,
             "snr": SignalToNoise,
@@ -491,11 +497,11 @@ def parse(text: str, x: Tensor, y: Tensor, dense_macs: int) -> SelectionRule:
         }
         if head not in simple:
             raise ValueError(nearest("rule", head, [*simple, "macs", "top"]))
-        return simple[head](*numbers)
-    except (IndexError, TypeError) as error:
-        raise ValueError(
-            f"the rule {text!r} does not have the form of {', '.join(RULES)}"
-        ) from error
+        if len(arguments) > 1 or not all(_is_number(argument) for argument in arguments):
+            raise ValueError(form)
+        return simple[head](*(float(argument) for argument in arguments))
+    except TypeError as error:
+        raise ValueError(form) from error
 
 
 def _odds(odds: tuple[float, ...]) -> dict[str, Any]:

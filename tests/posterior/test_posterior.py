@@ -369,3 +369,25 @@ def test_regression_scores_by_hand(noise_scale):
     error = np.sqrt(np.square(compact - raw).mean())
     assert scores["rmse_compact"] == pytest.approx(error, rel=1e-5)
     assert set(scores) == {"nll_ensemble", "nll_compact", "rmse_ensemble", "rmse_compact"}
+
+
+@pytest.mark.parametrize("cls", [models.SpikeSlabGaussian, models.LogNormalNoise])
+def test_inputs_that_were_pruned_for_good_have_no_influence(cls):
+    """Whatever masks are asked for, and in draws as well."""
+    x = torch.randn(6, 3)
+    posterior = fitted(mlp([3, 5, 2]), x, cls, prune_inputs=True)
+    inside = torch.tensor([True, False, True])
+    before = posterior.masked(x, {"input": inside})
+    assert posterior.prune(lambda p: {"input": inside}) == 1
+    other = x.clone()
+    other[:, 1] = 100.0
+    for keep in ({}, {"fc1": torch.arange(5) < 3}):
+        assert torch.equal(posterior.masked(x, keep), posterior.masked(other, keep))
+    torch.testing.assert_close(posterior.masked(other, {}), before)
+    parameters = posterior.mean_parameters()
+    assert not parameters["fc1.weight"][:, 1].any()
+    assert not any(value.requires_grad for value in parameters.values())
+    pyro.set_rng_seed(1)
+    draws = posterior.predict(x, num_samples=2)
+    pyro.set_rng_seed(1)
+    torch.testing.assert_close(posterior.predict(other, num_samples=2), draws)
