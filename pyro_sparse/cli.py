@@ -221,7 +221,7 @@ def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def zoo() -> None:
     """List the models: paper, prior, guide, rule, and when to use each."""
     for entry in ZOO.values():
-        click.secho(f"{entry.name:<8}", bold=True, nl=False)
+        click.secho(f"{entry.name:<11}", bold=True, nl=False)
         click.echo(entry.title)
         for label, text in (
             ("paper", entry.paper),
@@ -230,7 +230,7 @@ def zoo() -> None:
             ("keeps", entry.rule),
             ("use it", f"when {entry.use}"),
         ):
-            click.echo(f"        {label:<7} {text}")
+            click.echo(f"           {label:<7} {text}")
 
 
 @main.command()

@@ -147,6 +147,8 @@ def free_energy_path(path: Sequence[Pass], ax: Axes) -> Axes:
     predicted = [(step.left, step.predicted) for step in passes if step.predicted is not None]
     if predicted:
         ax.plot(*zip(*predicted, strict=True), "x", color=COLOURS[2], label="predicted, F − ΣΔF")
+    # Later passes take ever fewer: on a logarithmic axis each has its place.
+    ax.set_xscale("log")
     ax.invert_xaxis()
     ax.set_xlabel("weights left")
     ax.set_ylabel("free energy (nats, lower is better)")
