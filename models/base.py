@@ -171,10 +171,13 @@ class SparseModel(LocalPyroModule):
         like = self.output_scale
         factor = torch.linspace(0.5, 1.5, size, dtype=like.dtype, device=like.device)
         rows = self.initial_rows()
+        # Not the example itself: of zeros, say, one could not tell anything.
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(example.shape, generator=generator).to(like)
         with evaluating(self.net):
-            gated = self.run(example, rows, factor)
+            gated = self.run(probe, rows, factor)
             parameters = self.graph.scale_columns(self.parameters_of(rows), "input", factor)
-            scaled = functional_call(self.net, parameters, (example,))
+            scaled = functional_call(self.net, parameters, (probe,))
         if not torch.allclose(gated, scaled, rtol=1e-3, atol=1e-4 * float(gated.abs().max())):
             raise ValueError(
                 f"{type(self.net).__name__} does something to its input before the first layer "

@@ -172,13 +172,17 @@ def run(
     if settings.passes:
         epochs = max(1, round(settings.retrain * settings.epochs))
         started = time.perf_counter()
-        path = pruning.iterate(
-            posterior,
-            loader,
-            rule=None if settings.rule is None and posterior.gaussians() else rule,
-            max_passes=settings.passes,
-            **_fit_options(settings, epochs, len(split), progress, retrain=True),
-        )
+        try:
+            path = pruning.iterate(
+                posterior,
+                loader,
+                rule=None if settings.rule is None and posterior.gaussians() else rule,
+                max_passes=settings.passes,
+                **_fit_options(settings, epochs, len(split), progress, retrain=True),
+            )
+        except ValueError as error:
+            # As where one unit a group costs more than the budget that the others left.
+            raise PruningError(f"{error}. The run is kept in {out}") from error
         seconds += time.perf_counter() - started
         infer.save_checkpoint(
             infer.checkpoint_file(out), model, guide, progress={"history": fitted.history}

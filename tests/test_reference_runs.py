@@ -1,0 +1,159 @@
+"""Runs of the noise, reduction and compression models, and of the pruners to compare with."""
+
+import json
+import statistics
+
+import pytest
+import torch
+
+from pyro_sparse import data, experiment, export
+from pyro_sparse.experiment import PruningError, settings_for
+from pyro_sparse.zoo import ZOO
+
+TINY = {"net": "mlp:8", "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def test_defaults_by_model():
+    """The paper's bound from the first step on, and further rates, where a model asks for it."""
+    for model in ("sbp", "bmrs", "bmr"):
+        settings = settings_for(model, "digits")
+        assert (settings.kl_start, settings.kl_hold, settings.kl_rise) == (1.0, 0.0, 0.0)
+    assert settings_for("ss-ghs", "digits").kl_start is None
+    assert settings_for("bmrs", "digits").rule == "bmrs-n"
+    assert settings_for("sbp", "digits").rule is None
+    bmr = settings_for("bmr", "digits")
+    assert (bmr.passes, bmr.initial_scale) == (30, 0.1)
+    for model in ("magnitude", "random", "shapley"):
+        assert settings_for(model, "digits").passes == 1
+    assert settings_for("dense", "digits").passes == 0
+    # What is given counts, over the data's and the model's defaults.
+    assert settings_for("sbp", "digits", kl_start=0.5, passes=3).kl_start == 0.5
+    assert settings_for("bmrs", "digits", rule="snr").rule == "snr"
+
+
+def test_options_that_a_model_does_not_take():
+    """Left out where several models share a command line, refused where one is meant."""
+    assert settings_for("sbp", "digits", variance="full").variance == "tied"
+    assert not settings_for("bmr", "digits", prune_inputs=True).prune_inputs
+    with pytest.raises(ValueError, match=r"sbp has no --variance; it takes --noise-draws"):
+        settings_for("sbp", "digits", strict=True, variance="full")
+    with pytest.raises(ValueError, match="bmr has no --prune-inputs"):
+        settings_for("bmr", "digits", strict=True, prune_inputs=True)
+    with pytest.raises(ValueError, match="dense has no --slab-scale; it takes --prior-scale"):
+        settings_for("dense", "digits", strict=True, slab_scale=2.0)
+    # The default value asks for nothing, what is taken passes, what all take does, too.
+    assert settings_for("sbp", "digits", strict=True, variance="tied").variance == "tied"
+    strict = settings_for(
+        "sbp", "digits", strict=True, noise_draws="example", prune_inputs=True, lr=0.1
+    )
+    assert (strict.noise_draws, strict.prune_inputs, strict.lr) == ("example", True, 0.1)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+RUNS = {
+    "sbp": {"prune_inputs": True, "noise_draws": "example"},
+    "bmrs": {"prune_every": 1},
+    "magnitude": {"budget": 0.5},
+    "random": {"budget": 0.5},
+    "shapley": {"budget": 0.5},
+    "bc-gnj": {},
+    "bc-ghs": {"prune_inputs": True},
+}
+
+
+@pytest.mark.parametrize("model", RUNS)
+def test_run_load_export(model, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "SCORED", 50)  # the Shapley value on few examples
+    folder = tmp_path / model
+    settings = settings_for(model, "digits", strict=True, **TINY, **RUNS[model])
+    made = experiment.run(settings, folder, dataset=digits, progress=False)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(made))
+    assert summary["model"] == model
+    assert set(summary) >= {
+        *("net", "data", "seed", "epochs", "undecided", "train_seconds", "seconds_per_epoch"),
+        *(
+            f"{score}_{of}"
+            for score in ("accuracy", "nll", "ece")
+            for of in ("ensemble", "compact")
+        ),
+    }
+    assert set(summary["kept"]) == set(summary["units"])
+    assert all(summary["kept"][name] <= units for name, units in summary["units"].items())
+    assert summary["macs_compact"] <= summary["macs_dense"] == 64 * 8 + 8 * 10
+    assert summary["max_abs_diff_masked_compact"] <= 1e-5
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert "training" in figures
+    assert ("noise" in figures) == (model in ("sbp", "bmrs"))
+    assert ("inclusion" in figures) == (model == "turbo-vbi")
+    passes = model in ("bmr", "magnitude", "random", "shapley")
+    assert ("free_energy" in figures) == ("path" in summary) == passes
+    if model == "bmr":
+        assert len(summary["path"]) >= 2
+        assert summary["path"][0]["number"] == 0
+        assert summary["weights_left"]["fc1"] < 8 * 65
+        assert summary["path"][-1]["left"] == sum(summary["weights_left"].values())
+    if model in ("magnitude", "random", "shapley"):
+        assert summary["macs_compact"] <= 0.5 * summary["macs_dense"]
+        assert summary["kept"] == {"fc1": 4}
+    # The folder gives the same networks back.
+    _, dataset, posterior = experiment.load(folder)
+    x = dataset.test.x[:20]
+    rule = None
+    if settings.rule:
+        rule = experiment.selection_rule(settings, posterior, dataset.train)
+    keep = posterior.keep(rule)
+    assert {name: int(keep[name].sum()) for name in summary["kept"]} == summary["kept"]
+    exported = experiment.write_export(folder, tmp_path / "export")
+    assert {name: exported["kept"][name] for name in summary["kept"]} == summary["kept"]
+    assert exported["macs"] == summary["macs_compact"]
+    with torch.no_grad():
+        output = export.load(tmp_path / "export")(x)
+    torch.testing.assert_close(output, posterior.masked(x, keep), rtol=1e-4, atol=1e-5)
+
+
+def test_compare_gives_the_reference_pruners_the_others_budget(digits, tmp_path):
+    """They come last, and stay within the median of what the others cost."""
+    names = ["random", "ss-ghs", "magnitude", "sbp", "bmrs", "dense"]
+    # Half of the units of one, all of the others: the median is a budget in between.
+    rules = {"ss-ghs": "top:3", "sbp": "top:5:noise-signal", "bmrs": "top:6:noise-signal"}
+    settings = [
+        settings_for(name, "digits", **TINY, rule=rules.get(name), retrain=0.5) for name in names
+    ]
+    summaries = experiment.compare(settings, tmp_path, dataset=digits, progress=False)
+    assert [summary["model"] for summary in summaries] == [
+        *("ss-ghs", "sbp", "bmrs", "dense"),
+        *("random", "magnitude"),
+    ]
+    costs = {summary["model"]: summary["macs_compact"] for summary in summaries}
+    assert [costs[name] for name in rules] == [74 * 3, 74 * 5, 74 * 6]
+    budget = statistics.median(costs[name] for name in rules)
+    for name in ("random", "magnitude"):
+        assert costs[name] == budget
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["budget"] == budget
+        assert not ZOO[name].bayesian
+    assert [s["model"] for s in json.loads((tmp_path / "compare.json").read_text())] == [
+        summary["model"] for summary in summaries
+    ]
+
+
+def test_a_budget_that_cannot_be_kept_stops_one_pruner_only(digits, tmp_path, capsys):
+    settings = [
+        settings_for("magnitude", "digits", **TINY, budget=20.0),
+        settings_for("random", "digits", **TINY, budget=300.0),
+    ]
+    summaries = experiment.compare(settings, tmp_path, dataset=digits, progress=False)
+    assert [summary["model"] for summary in summaries] == ["random"]
+    assert "magnitude: one unit a group already costs 74 MACs" in capsys.readouterr().out
+    with pytest.raises(PruningError, match="budget of 20"):
+        experiment.run(settings[0], tmp_path / "alone", dataset=digits, progress=False)
