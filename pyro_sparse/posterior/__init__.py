@@ -1,6 +1,7 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
-from . import importance, precision, pruning, reduction, selection
+from . import importance, metrics, precision, pruning, reduction, selection
+from .calibration import Calibration
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
 from .precision import suggested_bits
@@ -21,6 +22,7 @@ from .summary import Summary
 
 __all__ = [
     "BMRS",
+    "Calibration",
     "Connected",
     "LogAlpha",
     "LogScale",
@@ -36,6 +38,7 @@ __all__ = [
     "accuracy",
     "calibration_error",
     "importance",
+    "metrics",
     "negative_log_likelihood",
     "precision",
     "pruning",

@@ -13,6 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyro_sparse.distributions import TruncatedLogNormal
 
+    from .metrics import ReliabilityCurve
     from .pruning import Pass
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "free_energy_path",
     "inclusion_probabilities",
     "noise_signal",
+    "pit_histogram",
+    "reliability_diagram",
     "training_curve",
     "units_kept",
 ]
@@ -151,5 +154,72 @@ def free_energy_path(path: Sequence[Pass], ax: Axes) -> Axes:
     ax.set_xlabel("weights left")
     ax.set_ylabel("free energy (nats, lower is better)")
     ax.set_title("model reduction")
+    ax.legend(frameon=False)
+    return ax
+
+
+def reliability_diagram(curves: Mapping[str, ReliabilityCurve], ax: Axes) -> Axes:
+    """Accuracy against confidence, a line a predictor; the dashed line is perfect calibration.
+
+    Dots grow with the share of examples in their bin.
+
+    Args:
+        curves: by :func:`~.metrics.reliability_curve`, under the names of the predictors.
+        ax: to draw on.
+    """
+    ax.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1)
+    lowest = 1.0
+    for index, (name, curve) in enumerate(curves.items()):
+        confidence, accuracy = curve.confidence.tolist(), curve.accuracy.tolist()
+        colour = COLOURS[index % len(COLOURS)]
+        ax.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.6)
+        sizes = (10 + 120 * curve.count / curve.count.sum()).tolist()
+        ax.scatter(confidence, accuracy, s=sizes, color=colour, label=name, zorder=3)
+        lowest = min(lowest, *confidence, *accuracy)
+    low = max(0.0, lowest - 0.05)
+    ax.set_xlim(low, 1.02)
+    ax.set_ylim(low, 1.02)
+    ax.set_xlabel("confidence")
+    ax.set_ylabel("accuracy")
+    ax.set_title("reliability (below the line: too sure)")
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def pit_histogram(transforms: Mapping[str, Tensor], ax: Axes, bins: int = 20) -> Axes:
+    """Density of F(y), a step line a predictor; calibrated predictions are flat at 1.
+
+    Piled up at both ends: too narrow; in the middle: too wide. Shaded: where 95 % of the bins of a
+    calibrated predictor lie, by the normal approximation of a count.
+
+    Args:
+        transforms: by :func:`~.metrics.probability_integral_transform`, under predictors' names.
+            Shape: (N,) each.
+        ax: to draw on.
+        bins: of equal width.
+    """
+    highest = 0.0
+    for index, (name, values) in enumerate(transforms.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        heights, _, _ = ax.hist(
+            values.tolist(),
+            bins=bins,
+            range=(0, 1),
+            density=True,
+            histtype="step",
+            linewidth=1.5,
+            color=colour,
+            label=name,
+        )
+        highest = max(highest, *(float(height) for height in heights))
+    count = min(len(values) for values in transforms.values())
+    spread = 1.96 * ((bins - 1) / count) ** 0.5
+    ax.axhspan(max(0.0, 1 - spread), 1 + spread, color="0.5", alpha=0.15, linewidth=0)
+    ax.axhline(1, color="0.5", linestyle="--", linewidth=1)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.25 * max(highest, 1 + spread))
+    ax.set_xlabel("F(y), the predicted probability of at most the observed value")
+    ax.set_ylabel("density")
+    ax.set_title("probability integral transform")
     ax.legend(frameon=False)
     return ax

@@ -21,7 +21,16 @@ from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
-from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
+from .calibration import Calibration, calibrate, class_probabilities
+from .metrics import (
+    accuracy,
+    calibration_error,
+    mutual_information,
+    negative_log_likelihood,
+    out_of_distribution_auroc,
+    predictive_entropy,
+    rmse,
+)
 from .selection import SelectionRule, default_rule
 from .summary import GroupSummary, Summary
 
@@ -335,6 +344,71 @@ class Posterior:
             else:
                 scores[f"accuracy_{name}"] = accuracy(probabilities, y)
                 scores[f"ece_{name}"] = calibration_error(probabilities, y)
+        return scores
+
+    def calibration(
+        self,
+        x: Tensor,
+        y: Tensor,
+        num_samples: int = 100,
+        keep: Mapping[str, Tensor] | None = None,
+        target_scale: float = 1.0,
+    ) -> dict[str, Calibration]:
+        """How far predictions can be believed: of the ensemble, and of the one compact network.
+
+        Args:
+            x: inputs.
+                Shape: (N, ...).
+            y: targets.
+                Shape: (N,).
+            num_samples: draws of the ensemble; the 95 % interval needs more than a mean does.
+            keep: masks by group; the default rule's when absent.
+            target_scale: standard deviation that the targets were divided by.
+
+        Returns:
+            ``{"ensemble": ..., "compact": ...}``.
+
+        Raises:
+            ValueError: the likelihood is neither one of classes nor normal.
+        """
+        likelihood = self.model.likelihood
+        ensemble = self.draws(x, num_samples)
+        compact = [(self.masked(x, keep), self.mean_latents())]
+        return {
+            "ensemble": calibrate(likelihood, ensemble, y, target_scale),
+            "compact": calibrate(likelihood, compact, y, target_scale),
+        }
+
+    def out_of_distribution(
+        self, inside: Tensor, outside: Tensor, num_samples: int = 50
+    ) -> dict[str, float]:
+        """How well the ensemble's uncertainty tells unfamiliar inputs from familiar ones.
+
+        Args:
+            inside: inputs like the training data, which were not trained on.
+                Shape: (N, ...).
+            outside: others.
+                Shape: (M, ...).
+            num_samples: draws of the ensemble.
+
+        Returns:
+            ``auroc_entropy`` and ``auroc_mutual_information``, each in [0, 1]; ½ is chance.
+
+        Raises:
+            ValueError: targets are not classes.
+        """
+        # The same networks for both: one pass over all inputs.
+        draws = self.predict(torch.cat([inside, outside]), num_samples)
+        probabilities = class_probabilities(self.model.likelihood, draws)
+        scores = {}
+        for name, measure in (
+            ("entropy", predictive_entropy),
+            ("mutual_information", mutual_information),
+        ):
+            values = measure(probabilities)
+            scores[f"auroc_{name}"] = out_of_distribution_auroc(
+                values[: len(inside)], values[len(inside) :]
+            )
         return scores
 
 
