@@ -1,7 +1,7 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
-from . import importance, metrics, precision, pruning, reduction, selection
-from .calibration import Calibration
+from . import arviz, importance, metrics, precision, pruning, reduction, selection
+from .calibration import PredictiveCalibration
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
 from .precision import suggested_bits
@@ -22,7 +22,6 @@ from .summary import Summary
 
 __all__ = [
     "BMRS",
-    "Calibration",
     "Connected",
     "LogAlpha",
     "LogScale",
@@ -30,12 +29,14 @@ __all__ = [
     "MedianProbability",
     "ModelReduction",
     "Posterior",
+    "PredictiveCalibration",
     "SelectionRule",
     "SignalToNoise",
     "Summary",
     "Threshold",
     "TopK",
     "accuracy",
+    "arviz",
     "calibration_error",
     "importance",
     "metrics",

@@ -1,4 +1,4 @@
-"""How far predictions can be believed: one table for an ensemble, for one network, for any draws."""
+"""How far predictions can be believed: of an ensemble, of one network, of any draws."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pyro_sparse.likelihoods import Likelihood, Normal
 
 from . import metrics
 
-__all__ = ["LEVELS", "Calibration", "calibrate"]
+__all__ = ["LEVELS", "PredictiveCalibration", "calibrate", "class_probabilities"]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Levels of the central predictive intervals."""
 
 
 @dataclass(frozen=True)
-class Calibration:
+class PredictiveCalibration:
     """How well predicted probabilities and observed frequencies agree.
 
     Attributes:
@@ -57,7 +57,7 @@ def calibrate(
     draws: Iterable[tuple[Tensor, dict[str, Tensor]]],
     y: Tensor,
     target_scale: float = 1.0,
-) -> Calibration:
+) -> PredictiveCalibration:
     """Calibration of the mixture of draws, with the observation noise of each.
 
     Args:
@@ -84,7 +84,7 @@ def calibrate(
         for level in LEVELS:
             scores[f"coverage_{round(100 * level)}"] = metrics.interval_coverage(pit, level)
         scores["width_95"] = float((high - low).mean()) * target_scale
-        return Calibration(scores, pit=pit)
+        return PredictiveCalibration(scores, pit=pit)
     natural = [likelihood.natural(output) for output, _ in draws]
     if not natural:
         raise ValueError("expected at least one draw, got none")
@@ -95,7 +95,7 @@ def calibrate(
         )
     probabilities = class_probabilities(likelihood, torch.stack(natural))
     mixture = probabilities.mean(0)
-    return Calibration(
+    return PredictiveCalibration(
         {
             "brier": metrics.brier_score(mixture, y),
             "ece": metrics.calibration_error(mixture, y),
