@@ -99,7 +99,8 @@ def test_fit(run):
     assert summary["model"] == "ss-ig"
     assert summary["kept"] == {"fc1": 8}
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoint", "summary.json", "figures"}
+    files = {"config.json", "metrics.jsonl", "checkpoint", "summary.json", "figures"}
+    assert names == files | {"report.html"}
 
 
 def test_options_reach_the_settings(tmp_path):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "accuracy_against_cost",
+    "accuracy_size_curve",
     "free_energy_path",
     "inclusion_probabilities",
     "noise_signal",
@@ -222,4 +224,75 @@ def pit_histogram(transforms: Mapping[str, Tensor], ax: Axes, bins: int = 20) ->
     ax.set_ylabel("density")
     ax.set_title("probability integral transform")
     ax.legend(frameon=False)
+    return ax
+
+
+def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
+    """Accuracy, or RMSE, against MACs of several models, and the Pareto front of compact networks.
+
+    Filled: the compact network; hollow: the ensemble, at the same place on the axis of cost though
+    it costs a full-size network a draw.
+
+    Args:
+        summaries: with ``model``, ``macs_compact`` and ``accuracy_…`` or ``rmse_…``, as in
+            summary.json; at least one.
+        ax: to draw on.
+    """
+    score = "accuracy" if "accuracy_compact" in summaries[0] else "rmse"
+    better = 1 if score == "accuracy" else -1
+    for index, summary in enumerate(summaries):
+        colour, marker = COLOURS[index % len(COLOURS)], "osD^vP*X"[index // len(COLOURS) % 8]
+        macs = summary["macs_compact"]
+        compact, ensemble = summary[f"{score}_compact"], summary[f"{score}_ensemble"]
+        ax.plot([macs, macs], [compact, ensemble], color=colour, linewidth=1, alpha=0.5)
+        ax.scatter([macs], [compact], s=45, color=colour, marker=marker, zorder=3)
+        ax.scatter(
+            [macs], [ensemble], s=45, facecolors="none", edgecolors=colour, marker=marker, zorder=3
+        )
+        ax.plot([], [], marker, color=colour, label=summary["model"])
+    front: list[tuple[float, float]] = []
+    for macs, value in sorted(
+        ((s["macs_compact"], s[f"{score}_compact"]) for s in summaries),
+        key=lambda point: (point[0], -better * point[1]),
+    ):
+        if not front or better * value > better * front[-1][1]:
+            front.append((macs, value))
+    ax.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=1)
+    ax.set_xscale("log")
+    ax.set_xlabel("MACs of the compact network")
+    ax.set_ylabel("accuracy" if score == "accuracy" else "RMSE")
+    ax.set_title("filled: compact network, hollow: ensemble")
+    ax.grid(alpha=0.25)
+    # Beside the points, whatever their number.
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def accuracy_size_curve(curve: Sequence[Mapping[str, Any]], score: str, ax: Axes) -> Axes:
+    """Score of the compact network against its MACs as the threshold moves; a ring marks the run's.
+
+    Args:
+        curve: points with ``macs``, ``own`` (whether it is what the run keeps) and the score.
+        score: ``"accuracy"`` or ``"rmse"``.
+        ax: to draw on.
+    """
+    points = sorted((point["macs"], point[score]) for point in curve)
+    ax.plot(*zip(*points, strict=True), "o-", color=COLOURS[0], markersize=4, linewidth=1)
+    own = [(point["macs"], point[score]) for point in curve if point["own"]]
+    if own:
+        ax.scatter(
+            *zip(*own, strict=True),
+            s=120,
+            facecolors="none",
+            edgecolors=COLOURS[1],
+            linewidths=2,
+            label="this run",
+            zorder=3,
+        )
+        ax.legend(frameon=False)
+    ax.set_xscale("log")
+    ax.set_xlabel("MACs of the compact network")
+    ax.set_ylabel("accuracy" if score == "accuracy" else "RMSE")
+    ax.set_title("compact networks of other sizes")
+    ax.grid(alpha=0.25)
     return ax
