@@ -387,9 +387,6 @@ def write_figures(
     path: Sequence[pruning.Pass] = (),
 ) -> None:
     """training.png, and what else the model has: inclusion.png, units.png, free_energy.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figures: dict[str, Callable[[Any], Any]] = {
         "training": lambda ax: plots.training_curve(history, ax)
     }
@@ -405,11 +402,7 @@ def write_figures(
         figures["free_energy"] = lambda ax: plots.free_energy_path(path, ax)
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
-        # No pyplot: its global state belongs to the user.
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure.subplots())
-        figure.savefig(folder / f"{name}.png", dpi=130)
+        page.write_figure(folder / f"{name}.png", draw)
 
 
 def load(

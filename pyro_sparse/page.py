@@ -25,29 +25,29 @@ STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #5b6470; --line: #d9dee4; --wash: #f5f7f9;
   --accent: #0072b2; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1rem 3rem; background: #fff;
+body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 3rem; background: #fff;
   color: var(--ink); font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
   overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-bottom: .25rem;
   border-bottom: 1px solid var(--line); }
-h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
 p { margin: .5rem 0; max-width: 44rem; }
-.soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
 .facts { display: grid; gap: .7rem; margin: 1.2rem 0; padding: 0; list-style: none;
   grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
 .facts li { background: var(--wash); border-left: 3px solid var(--accent); padding: .5rem .8rem; }
 .facts b { display: block; font-size: 1.25rem; line-height: 1.3; }
 .facts span { color: var(--soft); font-size: .85rem; }
-.scroll { overflow-x: auto; margin: .6rem 0; }
+/* A shadow at the edge of a box says that there is more to scroll to. */
+.scroll { overflow-x: auto; margin: .6rem 0; background:
+  linear-gradient(to left, #fff 40%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, #b9c1ca, transparent) right / .8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; overflow-wrap: normal; }
-th { font-weight: 600; vertical-align: bottom; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; position: sticky; left: 0;
   background: #fff; }
-td.text { white-space: normal; overflow-wrap: anywhere; text-align: left; min-width: 10rem; }
-caption { caption-side: bottom; text-align: left; padding-top: .4rem; }
 .figures { display: grid; gap: 1.2rem; margin: .8rem 0;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
 figure { margin: 0; }
@@ -55,12 +55,12 @@ img { display: block; width: 100%; max-width: 44rem; height: auto; }
 @media print {
   @page { margin: 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   table { font-size: 8pt; }
   th, td { padding: .15rem .4rem; white-space: normal; }
   .figures { grid-template-columns: 1fr 1fr; }
   figure, tr, .facts li { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
+  h2 { break-after: avoid; }
 }
 """
 
@@ -369,15 +369,15 @@ def _latex(text: str) -> str:
 
 
 def write_figure(path: Path, draw: Callable[[Any], Any]) -> None:
-    """A picture of one set of axes that ``draw`` draws on, in the size that pages use."""
+    """A picture of one set of axes that ``draw`` draws on, in a size that a phone can show."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # No pyplot: its global state belongs to the user.
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.8, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure.subplots())
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=150)
 
 
 # -- parts of a page -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -227,6 +227,16 @@ def pit_histogram(transforms: Mapping[str, Tensor], ax: Axes, bins: int = 20) ->
     return ax
 
 
+def _cost_axis(ax: Axes) -> None:
+    """MACs on a logarithmic axis, as 200k or 3M; between powers of ten only where there is one."""
+    ax.set_xscale("log")
+    ax.set_xlabel("MACs of the compact network")
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    low, high = ax.get_xlim()
+    minor = EngFormatter(sep="") if high < 10 * low else NullFormatter()
+    ax.xaxis.set_minor_formatter(minor)
+
+
 def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
     """Accuracy, or RMSE, against MACs of several models, and the Pareto front of compact networks.
 
@@ -258,8 +268,7 @@ def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> A
         if not front or better * value > better * front[-1][1]:
             front.append((macs, value))
     ax.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=1)
-    ax.set_xscale("log")
-    ax.set_xlabel("MACs of the compact network")
+    _cost_axis(ax)
     ax.set_ylabel("accuracy" if score == "accuracy" else "RMSE")
     ax.set_title("filled: compact network, hollow: ensemble")
     ax.grid(alpha=0.25)
@@ -290,8 +299,7 @@ def accuracy_size_curve(curve: Sequence[Mapping[str, Any]], score: str, ax: Axes
             zorder=3,
         )
         ax.legend(frameon=False)
-    ax.set_xscale("log")
-    ax.set_xlabel("MACs of the compact network")
+    _cost_axis(ax)
     ax.set_ylabel("accuracy" if score == "accuracy" else "RMSE")
     ax.set_title("compact networks of other sizes")
     ax.grid(alpha=0.25)
