@@ -52,6 +52,11 @@ th:first-child, td:first-child { text-align: left; padding-left: .2rem; position
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
 figure { margin: 0; }
 img { display: block; width: 100%; max-width: 44rem; height: auto; }
+@media (max-width: 32rem) {
+  th, td { padding: .3rem .45rem; }
+  table { font-size: .86rem; }
+  td:first-child { white-space: normal; min-width: 6rem; }
+}
 @media print {
   @page { margin: 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }

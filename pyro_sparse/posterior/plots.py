@@ -174,9 +174,9 @@ def reliability_diagram(curves: Mapping[str, ReliabilityCurve], ax: Axes) -> Axe
     for index, (name, curve) in enumerate(curves.items()):
         confidence, accuracy = curve.confidence.tolist(), curve.accuracy.tolist()
         colour = COLOURS[index % len(COLOURS)]
-        ax.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.6)
+        ax.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.6, label=name)
         sizes = (10 + 120 * curve.count / curve.count.sum()).tolist()
-        ax.scatter(confidence, accuracy, s=sizes, color=colour, label=name, zorder=3)
+        ax.scatter(confidence, accuracy, s=sizes, color=colour, zorder=3)
         lowest = min(lowest, *confidence, *accuracy)
     low = max(0.0, lowest - 0.05)
     ax.set_xlim(low, 1.02)
