@@ -244,7 +244,7 @@ def fit(model: str, out: Path, **options: Any) -> None:
 
     \b
     The folder holds config.json, metrics.jsonl (a line an epoch), checkpoint/,
-    summary.json and figures/. Ship the pruned network with
+    summary.json, figures/ and report.html. Ship the pruned network with
         pyro-sparse export RUN --out DIR
 
     \b
@@ -267,7 +267,8 @@ def fit(model: str, out: Path, **options: Any) -> None:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for one run folder a model and compare.json. [default: a new one under runs/]",
+    help="Folder for one run folder a model, compare.json, .csv, .tex and report.html. [default: a "
+    "new one under runs/]",
 )
 def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """Train MODELS and the dense baseline on the same data; print one table.
@@ -292,6 +293,52 @@ def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
     summaries = experiment.compare(chosen, out, dataset=dataset, progress=not places["quiet"])
     report.print_table(summaries)
     click.echo(f"\nrun folders and plots: {out}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--draws",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Draws of the posterior ensemble.",
+)
+@click.option(
+    "--members",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Compact networks drawn from the posterior, as export --draws ships them.",
+)
+@click.option(
+    "--outside",
+    metavar="NAME",
+    help="Another data set with inputs of the same shape: how well uncertainty tells them apart.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="PYRO_SPARSE_DATA",
+    help="As for fit.",
+)
+def analyse(run: Path, data_root: Path | None, **options: Any) -> None:
+    """Say what the posterior of a run folder knows, and how far to believe it.
+
+    \b
+    Prints units with their uncertainty; scores and calibration of the ensemble,
+    the compact network and several compact draws; coverage of predictive
+    intervals; and the compact network at other sizes. Writes analysis.json and
+    figures into RUN, and brings report.html up to date.
+
+    \b
+    Example:
+        pyro-sparse analyse runs/mnist --outside fashion-mnist
+    """
+    from pyro_sparse import analysis, report
+
+    report.print_analysis(analysis.analyse(run, root=data_root, **options))
+    click.echo(f"{run / 'analysis.json'} and {run / 'report.html'}")
 
 
 @main.command()

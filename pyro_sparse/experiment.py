@@ -1,7 +1,7 @@
 """One run from a data set's name to a run folder: what the command line does.
 
 A run folder has config.json (the settings), metrics.jsonl (a line an epoch), checkpoint/,
-summary.json and figures/. `load` gives the fitted posterior back.
+summary.json, figures/ and report.html. `load` gives the fitted posterior back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse import data, export, guides, infer, likelihoods, models, nets, zoo
+from pyro_sparse import data, export, guides, infer, likelihoods, models, nets, page, zoo
 from pyro_sparse.export import compact
 from pyro_sparse.export import plots as export_plots
 from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
@@ -36,8 +36,10 @@ __all__ = [
     "load",
     "load_data",
     "run",
+    "run_keep",
     "settings_for",
     "write_export",
+    "write_json",
 ]
 
 SCORED = 1000
@@ -147,7 +149,7 @@ def run(
             infer.check_data(model, part.x, part.y, f"{name} data")
     rule = selection_rule(settings, Posterior(model, guide), split)
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", dataclasses.asdict(settings))
+    write_json(out / "config.json", dataclasses.asdict(settings))
     try:
         seconds = 0.0
         if settings.pretrain:
@@ -199,9 +201,10 @@ def run(
     }
     if path:
         summary["path"] = [dataclasses.asdict(step) for step in path]
-    _write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     if figures:
         write_figures(posterior, fitted.history, out / "figures", path)
+    page.write_run(out)
     return summary
 
 
@@ -283,7 +286,9 @@ def compare(
     dataset: data.Dataset,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """`run` for each of ``settings``, under ``out/MODEL``; writes compare.json after each.
+    """`run` for each of ``settings``, under ``out/MODEL``.
+
+    Writes compare.json, compare.csv, compare.tex, figures/ and report.html after each.
 
     Raises:
         ValueError: before any training, where ``out`` already holds runs or a model is wrong.
@@ -311,7 +316,8 @@ def compare(
             print(f"{one.model}: {error}", flush=True)
             continue
         summaries.append(summary)
-        _write_json(out / "compare.json", summaries)
+        write_json(out / "compare.json", summaries)
+        page.write_comparison(out, summaries)
     if not summaries:
         raise PruningError(f"no model could be pruned; the runs are kept under {out}")
     return summaries
@@ -390,9 +396,6 @@ def write_figures(
     path: Sequence[pruning.Pass] = (),
 ) -> None:
     """training.png, and what else the model has: inclusion.png, units.png, free_energy.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figures: dict[str, Callable[[Any], Any]] = {
         "training": lambda ax: plots.training_curve(history, ax)
     }
@@ -408,11 +411,7 @@ def write_figures(
         figures["free_energy"] = lambda ax: plots.free_energy_path(path, ax)
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
-        # No pyplot: its global state belongs to the user.
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure.subplots())
-        figure.savefig(folder / f"{name}.png", dpi=130)
+        page.write_figure(folder / f"{name}.png", draw)
 
 
 def load(
@@ -440,7 +439,7 @@ def load(
     return settings, dataset, Posterior(model, guide)
 
 
-def _run_keep(
+def run_keep(
     settings: Settings, posterior: Posterior, dataset: data.Dataset, rule: str | None = None
 ) -> dict[str, Tensor]:
     """The units that a finished run keeps, by ``rule`` or its own."""
@@ -485,7 +484,7 @@ def write_export(
     export.check_target(out, onnx=onnx)
     settings, dataset, posterior = load(folder, root)
     baseline = _dense_scores(Path(folder), settings, dense)
-    keep = _run_keep(settings, posterior, dataset, rule)
+    keep = run_keep(settings, posterior, dataset, rule)
     small = compact(posterior, keep)
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
     test = dataset.test
@@ -626,11 +625,11 @@ def bench(
         example = torch.zeros(1, *given["shape"], dtype=getattr(torch, given["dtype"]))
     else:
         settings, dataset, posterior = load(folder, root)
-        small = compact(posterior, _run_keep(settings, posterior, dataset))
+        small = compact(posterior, run_keep(settings, posterior, dataset))
         dense = _dense_network(posterior)
         example = dataset.test.x[:1]
     result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
-    _write_json(folder / "bench.json", result.to_dict())
+    write_json(folder / "bench.json", result.to_dict())
     _write_figure(
         folder / "bench.png",
         [
@@ -667,7 +666,8 @@ def _write_figure(path: Path, panels: Sequence[Callable[[Any], Any]]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step."""
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(aside, path)

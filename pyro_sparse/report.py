@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pyro_sparse.export import Benchmark
 
-__all__ = ["new_folder", "print_bench", "print_table"]
+__all__ = ["new_folder", "print_analysis", "print_bench", "print_table"]
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -123,3 +123,82 @@ def print_bench(benchmark: Benchmark, console: Console | None = None) -> None:
         )
         last = ratio.batch
     _print(table, console)
+
+
+def print_analysis(analysis: Mapping[str, Any], console: Console | None = None) -> None:
+    """What `analyse` has found: units, scores and calibration, intervals, other sizes."""
+    units = _plain_table("units")
+    for name in ("layer", "units", "kept", "expected (95 %)", "undecided", "entropy"):
+        units.add_column(name, justify="left" if name == "layer" else "right")
+    for group in analysis["groups"]:
+        unknown = group["expected"] is None
+        units.add_row(
+            group["group"],
+            str(group["units"]),
+            str(group["kept"]),
+            "–" if unknown else f"{group['expected']:.1f} ({group['low']}-{group['high']})",
+            "–" if unknown else str(group["undecided"]),
+            "–" if unknown else f"{group['entropy']:.2f}",
+        )
+    _print(units, console)
+
+    which = ("ensemble", "compact", "members")
+    scores = _plain_table("test set")
+    scores.add_column("")
+    for name in which:
+        members = f"{analysis['members']} compact draws"
+        scores.add_column(members if name == "members" else name, justify="right")
+    for title, key, form in (
+        ("accuracy", "accuracy", "{:.2%}"),
+        ("RMSE", "rmse", "{:.4g}"),
+        ("NLL (nats)", "nll", "{:.4f}"),
+    ):
+        if f"{key}_compact" in analysis["scores"]:
+            cells = [form.format(analysis["scores"][f"{key}_{one}"]) for one in which]
+            scores.add_row(title, *cells)
+    for title, key, form in (
+        ("Brier score", "brier", "{:.4f}"),
+        ("ECE", "ece", "{:.4f}"),
+        ("predictive entropy", "entropy", "{:.4f}"),
+        ("mutual information", "mutual_information", "{:.4f}"),
+        ("CRPS", "crps", "{:.4g}"),
+        ("50 % interval holds", "coverage_50", "{:.1%}"),
+        ("80 % interval holds", "coverage_80", "{:.1%}"),
+        ("90 % interval holds", "coverage_90", "{:.1%}"),
+        ("95 % interval holds", "coverage_95", "{:.1%}"),
+        ("its mean width", "width_95", "{:.4g}"),
+    ):
+        if key in analysis["calibration"]["compact"]:
+            scores.add_row(title, *(form.format(analysis["calibration"][w][key]) for w in which))
+    _print(scores, console)
+    if analysis["outside"]:
+        outside = analysis["outside"]
+        (console or Console()).print(
+            f"told from {outside['data']} (AUROC): {outside['auroc_entropy']:.3f} by entropy, "
+            f"{outside['auroc_mutual_information']:.3f} by mutual information\n"
+        )
+
+    sizes = _plain_table(f"compact networks by {analysis['measure']}; *: the run's own")
+    score = analysis["score"]
+    title = "accuracy" if score == "accuracy" else "RMSE"
+    for name in ("units", "parameters", "MACs", title, "NLL"):
+        sizes.add_column(name, justify="left" if name == "units" else "right")
+    for point in analysis["curve"]:
+        sizes.add_row(
+            _joined(point["kept"]) + (" *" if point["own"] else ""),
+            _count(point["params"]),
+            _count(point["macs"]),
+            f"{point[score]:.2%}" if score == "accuracy" else f"{point[score]:.4g}",
+            f"{point['nll']:.4f}",
+        )
+    _print(sizes, console)
+
+
+def _plain_table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )

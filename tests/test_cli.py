@@ -60,13 +60,13 @@ def run(tmp_path_factory):
 
 def test_help_lists_the_commands():
     output = succeed("--help")
-    for command in ("zoo", "fit", "compare", "export", "bench"):
+    for command in ("zoo", "fit", "compare", "analyse", "export", "bench"):
         assert f"\n  {command} " in output
     assert "pyro-sparse compare ss-ig ss-gl ss-ghs --data digits" in output
     assert succeed("-h") == output
 
 
-@pytest.mark.parametrize("command", ["zoo", "fit", "compare", "export", "bench"])
+@pytest.mark.parametrize("command", ["zoo", "fit", "compare", "analyse", "export", "bench"])
 def test_help_of_every_command(command):
     output = succeed(command, "--help")
     assert output.startswith("Usage: ")
@@ -99,7 +99,8 @@ def test_fit(run):
     assert summary["model"] == "ss-ig"
     assert summary["kept"] == {"fc1": 8}
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoint", "summary.json", "figures"}
+    files = {"config.json", "metrics.jsonl", "checkpoint", "summary.json", "figures"}
+    assert names == files | {"report.html"}
 
 
 def test_options_reach_the_settings(tmp_path):
@@ -142,6 +143,9 @@ def test_compare(tmp_path):
         assert read(folder / "summary.json") == summary
         assert (folder / "figures" / "training.png").is_file()
         assert f"{summary['accuracy_compact']:.2%}" in output
+        assert f"<h2>{summary['model']}</h2>" in (out / "report.html").read_text()
+    assert (out / "compare.csv").read_text().count("\n") == 4
+    assert "ss-ghs & " in (out / "compare.tex").read_text()
     for heading in ("accuracy", "NLL", "ECE", "kept", "undecided", "parameters", "MACs"):
         assert heading in output
 
@@ -164,6 +168,21 @@ def test_convolutions(tmp_path):
         "fit", "ss-ig", "--data", "digits", "--net", "lenet5-caffe", "--out", tmp_path / "run"
     )
     assert "at least 16×16" in message
+
+
+def test_analyse(tmp_path):
+    out = tmp_path / "run"
+    succeed("fit", "ss-ig", *TINY, "--out", out)
+    output = succeed("analyse", out, "--draws", 4, "--members", 2)
+    found = read(out / "analysis.json")
+    assert (found["draws"], found["members"]) == (4, 2)
+    assert f"{found['scores']['accuracy_compact']:.2%}" in output
+    assert f"{found['calibration']['ensemble']['brier']:.4f}" in output
+    for heading in ("expected (95 %)", "2 compact draws", "mutual information", "MACs", "8 *"):
+        assert heading in output
+    assert str(out / "report.html") in output
+    assert "'--draws'" in fail("analyse", out, "--draws", 0)
+    assert "holds no run" in fail("analyse", tmp_path)
 
 
 def test_export(run, tmp_path):

@@ -1,6 +1,7 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
-from . import importance, precision, pruning, reduction, selection
+from . import arviz, importance, metrics, precision, pruning, reduction, selection
+from .calibration import PredictiveCalibration
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
 from .precision import suggested_bits
@@ -28,14 +29,17 @@ __all__ = [
     "MedianProbability",
     "ModelReduction",
     "Posterior",
+    "PredictiveCalibration",
     "SelectionRule",
     "SignalToNoise",
     "Summary",
     "Threshold",
     "TopK",
     "accuracy",
+    "arviz",
     "calibration_error",
     "importance",
+    "metrics",
     "negative_log_likelihood",
     "precision",
     "pruning",

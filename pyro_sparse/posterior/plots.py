@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
 if TYPE_CHECKING:
     from pyro_sparse.distributions import TruncatedLogNormal
 
+    from .metrics import ReliabilityCurve
     from .pruning import Pass
 
 __all__ = [
     "COLOURS",
+    "accuracy_against_cost",
+    "accuracy_size_curve",
     "free_energy_path",
     "inclusion_probabilities",
     "noise_signal",
+    "pit_histogram",
+    "reliability_diagram",
     "training_curve",
     "units_kept",
 ]
@@ -154,4 +159,150 @@ def free_energy_path(path: Sequence[Pass], ax: Axes) -> Axes:
     ax.set_ylabel("free energy (nats, lower is better)")
     ax.set_title("model reduction")
     ax.legend(frameon=False)
+    return ax
+
+
+def reliability_diagram(curves: Mapping[str, ReliabilityCurve], ax: Axes) -> Axes:
+    """Accuracy against confidence, a line a predictor; the dashed line is perfect calibration.
+
+    Dots grow with the share of examples in their bin.
+
+    Args:
+        curves: by :func:`~.metrics.reliability_curve`, under the names of the predictors.
+        ax: to draw on.
+    """
+    ax.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1)
+    lowest = 1.0
+    for index, (name, curve) in enumerate(curves.items()):
+        confidence, accuracy = curve.confidence.tolist(), curve.accuracy.tolist()
+        colour = COLOURS[index % len(COLOURS)]
+        ax.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.6, label=name)
+        sizes = (10 + 120 * curve.count / curve.count.sum()).tolist()
+        ax.scatter(confidence, accuracy, s=sizes, color=colour, zorder=3)
+        lowest = min(lowest, *confidence, *accuracy)
+    low = max(0.0, lowest - 0.05)
+    ax.set_xlim(low, 1.02)
+    ax.set_ylim(low, 1.02)
+    ax.set_xlabel("confidence")
+    ax.set_ylabel("accuracy")
+    ax.set_title("reliability (below the line: too sure)")
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def pit_histogram(transforms: Mapping[str, Tensor], ax: Axes, bins: int = 20) -> Axes:
+    """Density of F(y), a step line a predictor; calibrated predictions are flat at 1.
+
+    Piled up at both ends: too narrow; in the middle: too wide. Shaded: where 95 % of the bins of a
+    calibrated predictor lie, by the normal approximation of a count.
+
+    Args:
+        transforms: by :func:`~.metrics.probability_integral_transform`, under predictors' names.
+            Shape: (N,) each.
+        ax: to draw on.
+        bins: of equal width.
+    """
+    highest = 0.0
+    for index, (name, values) in enumerate(transforms.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        heights, _, _ = ax.hist(
+            values.tolist(),
+            bins=bins,
+            range=(0, 1),
+            density=True,
+            histtype="step",
+            linewidth=1.5,
+            color=colour,
+            label=name,
+        )
+        highest = max(highest, *(float(height) for height in heights))
+    count = min(len(values) for values in transforms.values())
+    spread = 1.96 * ((bins - 1) / count) ** 0.5
+    ax.axhspan(max(0.0, 1 - spread), 1 + spread, color="0.5", alpha=0.15, linewidth=0)
+    ax.axhline(1, color="0.5", linestyle="--", linewidth=1)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.25 * max(highest, 1 + spread))
+    ax.set_xlabel("F(y), the predicted probability of at most the observed value")
+    ax.set_ylabel("density")
+    ax.set_title("probability integral transform")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _cost_axis(ax: Axes) -> None:
+    """MACs on a logarithmic axis, as 200k or 3M; between powers of ten only where there is one."""
+    ax.set_xscale("log")
+    ax.set_xlabel("MACs of the compact network")
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    low, high = ax.get_xlim()
+    minor = EngFormatter(sep="") if high < 10 * low else NullFormatter()
+    ax.xaxis.set_minor_formatter(minor)
+
+
+def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
+    """Accuracy, or RMSE, against MACs of several models, and the Pareto front of compact networks.
+
+    Filled: the compact network; hollow: the ensemble, at the same place on the axis of cost though
+    it costs a full-size network a draw.
+
+    Args:
+        summaries: with ``model``, ``macs_compact`` and ``accuracy_…`` or ``rmse_…``, as in
+            summary.json; at least one.
+        ax: to draw on.
+    """
+    score = "accuracy" if "accuracy_compact" in summaries[0] else "rmse"
+    better = 1 if score == "accuracy" else -1
+    for index, summary in enumerate(summaries):
+        colour, marker = COLOURS[index % len(COLOURS)], "osD^vP*X"[index // len(COLOURS) % 8]
+        macs = summary["macs_compact"]
+        compact, ensemble = summary[f"{score}_compact"], summary[f"{score}_ensemble"]
+        ax.plot([macs, macs], [compact, ensemble], color=colour, linewidth=1, alpha=0.5)
+        ax.scatter([macs], [compact], s=45, color=colour, marker=marker, zorder=3)
+        ax.scatter(
+            [macs], [ensemble], s=45, facecolors="none", edgecolors=colour, marker=marker, zorder=3
+        )
+        ax.plot([], [], marker, color=colour, label=summary["model"])
+    front: list[tuple[float, float]] = []
+    for macs, value in sorted(
+        ((s["macs_compact"], s[f"{score}_compact"]) for s in summaries),
+        key=lambda point: (point[0], -better * point[1]),
+    ):
+        if not front or better * value > better * front[-1][1]:
+            front.append((macs, value))
+    ax.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=1)
+    _cost_axis(ax)
+    ax.set_ylabel("accuracy" if score == "accuracy" else "RMSE")
+    ax.set_title("filled: compact network, hollow: ensemble")
+    ax.grid(alpha=0.25)
+    # Beside the points, whatever their number.
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def accuracy_size_curve(curve: Sequence[Mapping[str, Any]], score: str, ax: Axes) -> Axes:
+    """Score of the compact network against its MACs as the threshold moves; a ring marks the run's.
+
+    Args:
+        curve: points with ``macs``, ``own`` (whether it is what the run keeps) and the score.
+        score: ``"accuracy"`` or ``"rmse"``.
+        ax: to draw on.
+    """
+    points = sorted((point["macs"], point[score]) for point in curve)
+    ax.plot(*zip(*points, strict=True), "o-", color=COLOURS[0], markersize=4, linewidth=1)
+    own = [(point["macs"], point[score]) for point in curve if point["own"]]
+    if own:
+        ax.scatter(
+            *zip(*own, strict=True),
+            s=120,
+            facecolors="none",
+            edgecolors=COLOURS[1],
+            linewidths=2,
+            label="this run",
+            zorder=3,
+        )
+        ax.legend(frameon=False)
+    _cost_axis(ax)
+    ax.set_ylabel("accuracy" if score == "accuracy" else "RMSE")
+    ax.set_title("compact networks of other sizes")
+    ax.grid(alpha=0.25)
     return ax

@@ -9,36 +9,31 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Independent, MaskedDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.func import functional_call
 
 from pyro_sparse import nets
-from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TruncatedLogNormal
+from pyro_sparse.distributions import TruncatedLogNormal
 from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
-from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
+from .calibration import PredictiveCalibration, calibrate, class_probabilities
+from .exact import ExactDraws
+from .metrics import (
+    accuracy,
+    calibration_error,
+    mutual_information,
+    negative_log_likelihood,
+    out_of_distribution_auroc,
+    predictive_entropy,
+    rmse,
+)
 from .selection import SelectionRule, default_rule
 from .summary import GroupSummary, Summary
 
 __all__ = ["Posterior"]
-
-
-class _ExactDraws(Messenger):
-    """Inclusions are drawn from their exact law, whatever relaxation the guide trained with."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        law, events = msg["fn"], 0
-        while isinstance(law, Independent | MaskedDistribution):
-            if isinstance(law, Independent):
-                events += law.reinterpreted_batch_ndims
-            law = law.base_dist
-        if isinstance(law, RelaxedSpikeAndSlab):
-            msg["fn"] = SpikeAndSlab(logits=law.logits, slab=law.slab).to_event(events)
 
 
 class Posterior:
@@ -273,7 +268,7 @@ class Posterior:
             pyro.validation_enabled(False),
         ):
             for _ in range(num_samples):
-                with _ExactDraws():
+                with ExactDraws():
                     trace = poutine.trace(self.guide).get_trace()
                 with poutine.replay(trace=trace):
                     rows, gate = self.model.rows(), self.model.input_gate()
@@ -348,6 +343,113 @@ class Posterior:
                 scores[f"accuracy_{name}"] = accuracy(probabilities, y)
                 scores[f"ece_{name}"] = calibration_error(probabilities, y)
         return scores
+
+    def calibration(
+        self,
+        x: Tensor,
+        y: Tensor,
+        num_samples: int = 100,
+        keep: Mapping[str, Tensor] | None = None,
+        target_scale: float = 1.0,
+    ) -> dict[str, PredictiveCalibration]:
+        """How far predictions can be believed: of the ensemble, and of the one compact network.
+
+        Args:
+            x: inputs.
+                Shape: (N, ...).
+            y: targets.
+                Shape: (N,).
+            num_samples: draws of the ensemble; the 95 % interval needs more than a mean does.
+            keep: masks by group; the default rule's when absent.
+            target_scale: standard deviation that the targets were divided by.
+
+        Returns:
+            ``{"ensemble": ..., "compact": ...}``.
+
+        Raises:
+            ValueError: the likelihood is neither one of classes nor normal.
+        """
+        likelihood = self.model.likelihood
+        ensemble = self.draws(x, num_samples)
+        compact = [(self.masked(x, keep), self.mean_latents())]
+        return {
+            "ensemble": calibrate(likelihood, ensemble, y, target_scale),
+            "compact": calibrate(likelihood, compact, y, target_scale),
+        }
+
+    def out_of_distribution(
+        self, inside: Tensor, outside: Tensor, num_samples: int = 50
+    ) -> dict[str, float]:
+        """How well the ensemble's uncertainty tells unfamiliar inputs from familiar ones.
+
+        Args:
+            inside: inputs like the training data, which were not trained on.
+                Shape: (N, ...).
+            outside: others.
+                Shape: (M, ...).
+            num_samples: draws of the ensemble.
+
+        Returns:
+            ``auroc_entropy`` and ``auroc_mutual_information``, each in [0, 1]; ½ is chance.
+
+        Raises:
+            ValueError: targets are not classes.
+        """
+        # The same networks for both: one pass over all inputs.
+        draws = self.predict(torch.cat([inside, outside]), num_samples)
+        probabilities = class_probabilities(self.model.likelihood, draws)
+        scores = {}
+        for name, measure in (
+            ("entropy", predictive_entropy),
+            ("mutual_information", mutual_information),
+        ):
+            values = measure(probabilities)
+            scores[f"auroc_{name}"] = out_of_distribution_auroc(
+                values[: len(inside)], values[len(inside) :]
+            )
+        return scores
+
+    def to_arviz(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        num_samples: int = 500,
+        *,
+        rows: bool = False,
+        batch_size: int = 4096,
+    ) -> Any:
+        """Draws of everything, for ArviZ: an InferenceData with 0.2x, a DataTree with 1.x.
+
+        The groups, of independent draws in one chain:
+
+        - posterior, and prior where it is proper: ``{group}.inclusion`` (0 or 1, by unit),
+          ``units_included`` (by group), ``{group}.norm`` of each unit's effective row, scales and
+          noises under the names of their sites, ``noise_scale`` for numbers; with ``rows`` the
+          effective ``{group}.rows``;
+        - posterior_predictive and prior_predictive, given x: ``y`` with the observation noise, and
+          ``mean`` or ``probability``;
+        - log_likelihood and observed_data, given y;
+        - sample_stats, given all of the training data: ``log_p``, the joint density, and
+          ``log_q``, by which :func:`.arviz.loo` corrects for the guide;
+        - constant_data: ``x``, and ``{group}.inclusion_probability``, which needs no draws.
+
+        Args:
+            x: inputs, or None for parameters only.
+                Shape: (N, ...).
+            y: their targets.
+                Shape: (N,).
+            num_samples: draws of posterior and prior.
+            rows: record all weights, too; draws · weights numbers each.
+            batch_size: examples that pass through the network at once.
+
+        Raises:
+            ValueError: no draws, or targets that do not go with the inputs.
+        """
+        from . import arviz, record
+
+        made = record.record(self, x, y, num_samples, rows, batch_size)
+        attrs = {"model": type(self.model).__name__, "num_data": self.model.num_data}
+        return arviz.build(made.groups, made.coords, made.dims, attrs)
 
 
 def _poisson_binomial(probabilities: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""Do 95 % predictive intervals hold 95 % of the targets? Four UCI tables, several splits each.
+
+Trains one model by the defaults of the command line on every split, and prints, over the test rows
+of all splits, the share that lies in the central intervals of the ensemble (mixture of draws with
+their observation noise, exact quantiles) and of the one compact network, with RMSE and CRPS in the
+target's own unit as mean ± standard error over splits. The last column is the standard error of a
+coverage of 95 % on this many independent rows::
+
+    python -m benchmarks.coverage --data-root DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_sparse import experiment
+
+SETS = ("concrete", "energy", "yacht", "wine-quality-red")
+HEADER = (
+    f"{'data':<18}{'rows':>6}  {'RMSE':>15}  {'CRPS':>15}  {'50 %':>6}{'90 %':>7}{'95 %':>7}"
+    f"{'compact 95 %':>14}{'lowest split':>14}{'± of 95 %':>11}"
+)
+
+
+def measure(name: str, split: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One run: number of test rows, scores, and calibration of ensemble and compact network."""
+    settings = experiment.settings_for(
+        options.model, f"uci:{name}", split=split, epochs=options.epochs, seed=split
+    )
+    dataset = experiment.load_data(settings, options.data_root)
+    with tempfile.TemporaryDirectory() as folder:
+        summary = experiment.run(
+            settings, Path(folder) / "run", dataset=dataset, progress=False, figures=False
+        )
+        _, _, posterior = experiment.load(Path(folder) / "run", options.data_root)
+    torch.manual_seed(split)
+    test, scale = dataset.test, dataset.preprocessing["target"]["std"]
+    both = posterior.calibration(test.x, test.y, num_samples=options.draws, target_scale=scale)
+    return {
+        "data": name,
+        "split": split,
+        "rows": len(test),
+        "seconds": summary["train_seconds"],
+        "kept": summary["kept"],
+        "rmse": summary["rmse_ensemble"],
+        **both["ensemble"].scores,
+        "compact_95": both["compact"].scores["coverage_95"],
+    }
+
+
+def line(runs: list[dict[str, Any]]) -> str:
+    """A row of the table from the splits of one data set."""
+    rows = sum(run["rows"] for run in runs)
+
+    def pooled(key: str) -> float:
+        return sum(run[key] * run["rows"] for run in runs) / rows
+
+    def spread(key: str) -> str:
+        values = [run[key] for run in runs]
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        return f"{statistics.mean(values):.3g} ± {error:.2g}"
+
+    error = (0.95 * 0.05 / rows) ** 0.5
+    return (
+        f"{runs[0]['data']:<18}{rows:>6}  {spread('rmse'):>15}  {spread('crps'):>15}  "
+        f"{pooled('coverage_50'):>6.1%}{pooled('coverage_90'):>7.1%}{pooled('coverage_95'):>7.1%}"
+        f"{pooled('compact_95'):>14.1%}{min(run['coverage_95'] for run in runs):>14.1%}"
+        f"{error:>11.1%}"
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--model", default="ss-ghs", help="a name of the zoo")
+    parser.add_argument("--sets", nargs="+", default=SETS, metavar="NAME")
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="[default: by data set]")
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--out", type=Path, help="JSON file of all numbers")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runs: list[dict[str, Any]] = []
+    print(HEADER, flush=True)
+    for name in options.sets:
+        own = [measure(name, split, options) for split in range(options.splits)]
+        runs += own
+        print(line(own), flush=True)
+    if options.out is not None:
+        options.out.write_text(json.dumps(runs, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,463 @@
+"""report.html: one self-contained page of a run or of a comparison, and tables as CSV and LaTeX.
+
+A page is a function of the JSON files and pictures in its folder, so it can be written again
+whenever one of them is new. Pictures are embedded, the style is inline, there is no script and
+nothing is fetched: the file can be sent by mail. It reads on a phone, where wide tables scroll in
+their own box, and in print.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pyro_sparse.posterior import plots
+
+__all__ = ["write_comparison", "write_figure", "write_run"]
+
+STYLE = """
+:root { color-scheme: light; --ink: #1b1f24; --soft: #5b6470; --line: #d9dee4; --wash: #f5f7f9;
+  --accent: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 3rem; background: #fff;
+  color: var(--ink); font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-bottom: .25rem;
+  border-bottom: 1px solid var(--line); }
+p { margin: .5rem 0; max-width: 44rem; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
+.facts { display: grid; gap: .7rem; margin: 1.2rem 0; padding: 0; list-style: none;
+  grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
+.facts li { background: var(--wash); border-left: 3px solid var(--accent); padding: .5rem .8rem; }
+.facts b { display: block; font-size: 1.25rem; line-height: 1.3; }
+.facts span { color: var(--soft); font-size: .85rem; }
+/* A shadow at the edge of a box says that there is more to scroll to. */
+.scroll { overflow-x: auto; margin: .6rem 0; background:
+  linear-gradient(to left, #fff 40%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, #b9c1ca, transparent) right / .8rem 100% no-repeat scroll; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; overflow-wrap: normal; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; padding-left: .2rem; position: sticky; left: 0;
+  background: #fff; }
+.figures { display: grid; gap: 1.2rem; margin: .8rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
+figure { margin: 0; }
+img { display: block; width: 100%; max-width: 44rem; height: auto; }
+@media (max-width: 32rem) {
+  th, td { padding: .3rem .45rem; }
+  table { font-size: .86rem; }
+  td:first-child { white-space: normal; min-width: 6rem; }
+}
+@media print {
+  @page { margin: 14mm; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .scroll { overflow: visible; background: none; }
+  table { font-size: 8pt; }
+  th, td { padding: .15rem .4rem; white-space: normal; }
+  .figures { grid-template-columns: 1fr 1fr; }
+  figure, tr, .facts li { break-inside: avoid; }
+  h2 { break-after: avoid; }
+}
+"""
+
+CAPTIONS = {
+    "pareto": "Score against cost: filled, the compact network that is shipped; hollow, the "
+    "ensemble of posterior draws. The line joins compact networks that no other one beats in both.",
+    "training": "Evidence lower bound and log-likelihood per training example over epochs.",
+    "inclusion": "Posterior inclusion probability of every unit, sorted; those in the shaded band "
+    "are undecided.",
+    "noise": "Signal-to-noise ratio and mean of each unit's multiplicative noise.",
+    "units": "Units of each layer over epochs.",
+    "free_energy": "Free energy along passes of pruning and training.",
+    "calibration": "Predicted against observed: how far the probabilities can be believed.",
+    "size": "The compact network at other numbers of units, by the same measure of importance; all "
+    "on the test set, none is selected by it.",
+}
+
+SCORES = (
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("rmse", "RMSE", "{:.4g}"),
+    ("nll", "NLL", "{:.4f}"),
+    ("ece", "ECE", "{:.4f}"),
+)
+FURTHER = (
+    ("brier", "Brier score", "{:.4f}"),
+    ("ece", "ECE", "{:.4f}"),
+    ("entropy", "entropy (nats)", "{:.4f}"),
+    ("mutual_information", "mutual information (nats)", "{:.4f}"),
+    ("crps", "CRPS", "{:.4g}"),
+    ("coverage_50", "50 % interval holds", "{:.1%}"),
+    ("coverage_80", "80 %", "{:.1%}"),
+    ("coverage_90", "90 %", "{:.1%}"),
+    ("coverage_95", "95 %", "{:.1%}"),
+    ("width_95", "width of 95 %", "{:.4g}"),
+)
+NETWORKS = {
+    "ensemble": "ensemble of posterior draws",
+    "compact": "compact network (shipped)",
+    "members": "compact networks drawn",
+}
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+def write_run(folder: Path) -> Path:
+    """Write report.html from config.json, summary.json, figures/ and, if there, analysis.json.
+
+    Raises:
+        FileNotFoundError: the folder has no finished run.
+    """
+    summary, settings = _json(folder / "summary.json"), _json(folder / "config.json")
+    analysis = _json(folder / "analysis.json") if (folder / "analysis.json").is_file() else None
+    title = f"{summary['model']} on {summary['data']}"
+    body = [
+        _header(
+            title,
+            f"{summary['net']}, {summary['epochs']} epochs, seed {summary['seed']}, "
+            f"{summary['train_seconds']:.0f} seconds of training",
+        ),
+        _facts(summary),
+        *_run_sections(summary, analysis),
+        "<h2>Figures</h2>",
+        _figures(folder / "figures"),
+        "<h2>Settings</h2>",
+        _table(["setting", "value"], [[key, _plain(value)] for key, value in settings.items()]),
+    ]
+    return _write(folder / "report.html", title, body)
+
+
+def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> list[str]:
+    columns = [(key, name, form) for key, name, form in SCORES if f"{key}_compact" in summary]
+    rows = [
+        [NETWORKS[which], *(form.format(summary[f"{key}_{which}"]) for key, _, form in columns)]
+        for which in ("ensemble", "compact")
+    ]
+    units = [
+        [name, str(size), str(summary["kept"][name]), str(summary["undecided"][name])]
+        for name, size in summary["units"].items()
+    ]
+    size = [
+        [
+            title,
+            f"{summary[f'{key}_dense']:,}",
+            f"{summary[f'{key}_compact']:,}",
+            _ratio(summary[f"{key}_dense"], summary[f"{key}_compact"]),
+        ]
+        for key, title in (("params", "parameters"), ("macs", "MACs for one input"))
+    ]
+    difference = summary["max_abs_diff_masked_compact"]
+    parts = [
+        "<h2>How good</h2>",
+        _table(["", *(name for _, name, _ in columns)], rows, _on_the_test_set(columns)),
+        "<h2>How small</h2>",
+        _table(["", "dense", "compact", "ratio"], size),
+        _table(["layer", "units", "kept", "undecided"], units, _undecided()),
+        f"<p class=soft>The full-size network with the other units switched off computes the same: "
+        f"largest difference {difference:.1e}.</p>",
+    ]
+    return parts if analysis is None else parts + _analysis_sections(analysis)
+
+
+def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
+    calibration = analysis["calibration"]
+    columns = [c for c in FURTHER if any(c[0] in row for row in calibration.values())]
+    rows = [
+        [
+            f"{row['draws']} {NETWORKS[which]}" if which == "members" else NETWORKS[which],
+            *(form.format(row[key]) for key, _, form in columns),
+        ]
+        for which, row in calibration.items()
+    ]
+    expected = [
+        [
+            group["group"],
+            str(group["units"]),
+            str(group["kept"]),
+            f"{group['expected']:.1f} ({group['low']}–{group['high']})",
+            str(group["undecided"]),
+            f"{group['entropy']:.2f}",
+        ]
+        for group in analysis["groups"]
+        if group["expected"] is not None
+    ]
+    curve, score = analysis["curve"], analysis["score"]
+    form = "{:.2%}" if score == "accuracy" else "{:.4g}"
+    points = [
+        [
+            f"{sum(point['kept'].values())}" + (" (the run's)" if point["own"] else ""),
+            "-".join(str(kept) for kept in point["kept"].values()),
+            f"{point['params']:,}",
+            f"{point['macs']:,}",
+            form.format(point[score]),
+            f"{point['nll']:.4f}",
+        ]
+        for point in curve
+    ]
+    title = "accuracy" if score == "accuracy" else "RMSE"
+    parts = ["<h2>How far to believe it</h2>", _table(["", *(c[1] for c in columns)], rows)]
+    if analysis.get("outside"):
+        outside = analysis["outside"]
+        parts.append(
+            f"<p>Inputs of {escape(outside['data'])} are told from the test set by entropy with an "
+            f"AUROC of {outside['auroc_entropy']:.3f}, by mutual information with "
+            f"{outside['auroc_mutual_information']:.3f} (½ is chance).</p>"
+        )
+    if expected:
+        parts += [
+            "<h2>How sure about the units</h2>",
+            _table(
+                ["layer", "units", "kept", "expected (95 %)", "undecided", "entropy (nats)"],
+                expected,
+                "Expected: of the number of units that are in, under the posterior.",
+            ),
+        ]
+    return [
+        *parts,
+        "<h2>Other sizes</h2>",
+        _table(
+            ["units", "by layer", "parameters", "MACs", title, "NLL"],
+            points,
+            f"Compact networks of the units with the largest {analysis['measure']}, test set.",
+        ),
+    ]
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    kept, units = sum(summary["kept"].values()), sum(summary["units"].values())
+    if "accuracy_compact" in summary:
+        score = [
+            (f"{summary['accuracy_compact']:.2%}", "accuracy, compact network"),
+            (f"{summary['accuracy_ensemble']:.2%}", "accuracy, ensemble"),
+        ]
+    else:
+        score = [
+            (f"{summary['rmse_compact']:.4g}", "RMSE, compact network"),
+            (f"{summary['rmse_ensemble']:.4g}", "RMSE, ensemble"),
+        ]
+    facts = [
+        *score,
+        (f"{kept} of {units}", "units kept"),
+        (_ratio(summary["macs_dense"], summary["macs_compact"]), "fewer MACs than dense"),
+    ]
+    items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in facts)
+    return f"<ul class=facts>{items}</ul>"
+
+
+# -- a comparison ----------------------------------------------------------------------------------
+
+
+def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> Path:
+    """Write report.html, compare.csv, compare.tex and figures/pareto.png of several runs.
+
+    Args:
+        folder: holds one run folder a model, under the model's name.
+        summaries: of the runs; at least one.
+    """
+    first = summaries[0]
+    columns = _columns(summaries)
+    rows = [[form(summary) for _, form in columns] for summary in summaries]
+    names = [name for name, _ in columns]
+    _write_csv(folder / "compare.csv", summaries)
+    _write_latex(folder / "compare.tex", names, rows)
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    write_figure(figures / "pareto.png", lambda ax: plots.accuracy_against_cost(summaries, ax))
+    title = f"{len(summaries)} model{'s' if len(summaries) > 1 else ''} on {first['data']}"
+    parts = [
+        _header(title, f"{first['net']}, {first['epochs']} epochs, seed {first['seed']}"),
+        "<h2>All models</h2>",
+        _table(
+            names,
+            rows,
+            "Test set; ens.: mean of posterior draws, comp.: the one pruned network that is "
+            f"shipped. {_undecided()}",
+        ),
+        "<h2>Accuracy against cost</h2>"
+        if "accuracy_compact" in first
+        else "<h2>Error and cost</h2>",
+        f"<div class=figures>{_figure(figures / 'pareto.png')}</div>",
+    ]
+    for summary in summaries:
+        own = folder / summary["model"]
+        parts += [
+            f"<h2>{escape(summary['model'])}</h2>",
+            _facts(summary),
+            _table(
+                ["layer", "units", "kept", "undecided"],
+                [
+                    [name, str(size), str(summary["kept"][name]), str(summary["undecided"][name])]
+                    for name, size in summary["units"].items()
+                ],
+            ),
+            _figures(own / "figures"),
+        ]
+    return _write(folder / "report.html", title, parts)
+
+
+def _columns(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """Titles, and functions from a summary to a cell."""
+    columns: list[tuple[str, Any]] = [("model", lambda s: s["model"])]
+    for key, title, form in SCORES:
+        if f"{key}_compact" in summaries[0]:
+            for which, short in (("ensemble", "ens."), ("compact", "comp.")):
+                columns.append(
+                    (
+                        f"{title} {short}",
+                        lambda s, k=f"{key}_{which}", f=form: f.format(s[k]),
+                    )
+                )
+    return [
+        *columns,
+        ("kept", lambda s: "-".join(map(str, s["kept"].values()))),
+        ("undecided", lambda s: "-".join(map(str, s["undecided"].values()))),
+        ("parameters", lambda s: f"{s['params_compact']:,}"),
+        ("MACs", lambda s: f"{s['macs_compact']:,}"),
+        ("fewer MACs", lambda s: _ratio(s["macs_dense"], s["macs_compact"])),
+        ("seconds", lambda s: f"{s['train_seconds']:.0f}"),
+    ]
+
+
+def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
+    """All numbers, not rounded; counts by layer joined by a hyphen. A line a model."""
+    flat = [
+        {
+            key: "-".join(map(str, value.values())) if isinstance(value, Mapping) else value
+            for key, value in summary.items()
+            if key != "path"
+        }
+        for summary in summaries
+    ]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def _write_latex(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A tabular environment that needs no package."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(_latex(cell) for cell in cells) + r" \\"
+
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}",
+        r"\hline",
+        line(names),
+        r"\hline",
+        *(line(row) for row in rows),
+        r"\hline",
+        r"\end{tabular}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _latex(text: str) -> str:
+    special = {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "×": r"$\times$",
+    }
+    return "".join(special.get(character, character) for character in text)
+
+
+def write_figure(path: Path, draw: Callable[[Any], Any]) -> None:
+    """A picture of one set of axes that ``draw`` draws on, in a size that a phone can show."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: its global state belongs to the user.
+    figure = Figure(figsize=(5.8, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.subplots())
+    figure.savefig(path, dpi=150)
+
+
+# -- parts of a page -------------------------------------------------------------------------------
+
+
+def _on_the_test_set(columns: Sequence[tuple[str, str, str]]) -> str:
+    ece = any(key == "ece" for key, _, _ in columns)
+    note = "On the test set; NLL: negative log-likelihood, nats per example"
+    return note + ("; ECE: expected calibration error, 15 bins." if ece else ".")
+
+
+def _undecided() -> str:
+    return "Undecided: inclusion probability between 0.05 and 0.95."
+
+
+def _ratio(dense: float, compact: float) -> str:
+    return f"{dense / compact:.1f}×"
+
+
+def _plain(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _header(title: str, below: str) -> str:
+    return f"<h1>{escape(title)}</h1><p class=soft>{escape(below)}</p>"
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
+    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in names)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    below = f"<p class=soft>{escape(note)}</p>" if note else ""
+    return (
+        f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>{below}"
+    )
+
+
+def _figures(folder: Path) -> str:
+    """All pictures of a folder, those that have a caption first and in its order."""
+    found = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    ordered = [*(name for name in CAPTIONS if name in found), *(set(found) - set(CAPTIONS))]
+    if not ordered:
+        return "<p class=soft>No figures were written.</p>"
+    return f"<div class=figures>{''.join(_figure(found[name]) for name in ordered)}</div>"
+
+
+def _figure(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    caption = escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no finished run (no {path.name})")
+    return json.loads(path.read_text())
+
+
+def _write(path: Path, title: str, parts: Iterable[str]) -> Path:
+    # The policy keeps the promise: pictures from inside the file, and nothing else from anywhere.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    body = "\n".join(parts)
+    text = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
+        "<p class=soft>Written by pyro-sparse.</p>\n</body>\n</html>\n"
+    )
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+    return path
