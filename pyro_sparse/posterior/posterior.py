@@ -9,36 +9,23 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Independent, MaskedDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.func import functional_call
 
 from pyro_sparse import nets
-from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TruncatedLogNormal
+from pyro_sparse.distributions import TruncatedLogNormal
 from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
+from .diagnostics import KHat, khat
+from .exact import ExactDraws
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .selection import SelectionRule, default_rule
 from .summary import GroupSummary, Summary
 
 __all__ = ["Posterior"]
-
-
-class _ExactDraws(Messenger):
-    """Inclusions are drawn from their exact law, whatever relaxation the guide trained with."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        law, events = msg["fn"], 0
-        while isinstance(law, Independent | MaskedDistribution):
-            if isinstance(law, Independent):
-                events += law.reinterpreted_batch_ndims
-            law = law.base_dist
-        if isinstance(law, RelaxedSpikeAndSlab):
-            msg["fn"] = SpikeAndSlab(logits=law.logits, slab=law.slab).to_event(events)
 
 
 class Posterior:
@@ -261,7 +248,7 @@ class Posterior:
             pyro.validation_enabled(False),
         ):
             for _ in range(num_samples):
-                with _ExactDraws():
+                with ExactDraws():
                     trace = poutine.trace(self.guide).get_trace()
                 with poutine.replay(trace=trace):
                     rows, gate = self.model.rows(), self.model.input_gate()
@@ -336,6 +323,30 @@ class Posterior:
                 scores[f"accuracy_{name}"] = accuracy(probabilities, y)
                 scores[f"ece_{name}"] = calibration_error(probabilities, y)
         return scores
+
+    # -- can it be trusted -------------------------------------------------------------------------
+
+    def khat(self, x: Tensor, y: Tensor, num_samples: int = 1000, **options: Any) -> KHat:
+        """Pareto k-hat of the guide, joint and by block, with the importance-weighted ELBO.
+
+        Args:
+            x: inputs of all training examples.
+                Shape: (N, ...).
+            y: their targets.
+                Shape: (N,).
+            num_samples: draws.
+            options: see :func:`~pyro_sparse.posterior.diagnostics.khat`.
+
+        Raises:
+            ValueError: these are not ``num_data`` examples: a part of the data would be scaled up
+                to all, which is another posterior.
+        """
+        if len(x) != self.model.num_data:
+            raise ValueError(
+                f"expected all {self.model.num_data} training examples, got {len(x)}: the "
+                "importance ratios are those of the whole posterior"
+            )
+        return khat(self.model, self.guide, x, y, num_samples=num_samples, **options)
 
 
 def _poisson_binomial(probabilities: Tensor) -> Tensor:
