@@ -1,6 +1,13 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
 from . import diagnostics, importance, precision, pruning, reduction, selection
+from .contraction import (
+    Contraction,
+    Curve,
+    Radius,
+    contraction_curve,
+    theoretical_rate,
+)
 from .diagnostics import (
     Calibration,
     KHat,
@@ -32,6 +39,8 @@ __all__ = [
     "BMRS",
     "Calibration",
     "Connected",
+    "Contraction",
+    "Curve",
     "KHat",
     "LogAlpha",
     "LogScale",
@@ -39,6 +48,7 @@ __all__ = [
     "MedianProbability",
     "ModelReduction",
     "Posterior",
+    "Radius",
     "SelectionRule",
     "SignalToNoise",
     "Summary",
@@ -46,6 +56,7 @@ __all__ = [
     "TopK",
     "accuracy",
     "calibration_error",
+    "contraction_curve",
     "diagnostics",
     "importance",
     "importance_weighted_elbo",
@@ -60,4 +71,5 @@ __all__ = [
     "sbc",
     "selection",
     "suggested_bits",
+    "theoretical_rate",
 ]

@@ -19,6 +19,7 @@ from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
+from .contraction import Contraction, Radius, contraction, radius
 from .diagnostics import KHat, khat
 from .exact import ExactDraws
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
@@ -347,6 +348,18 @@ class Posterior:
                 "importance ratios are those of the whole posterior"
             )
         return khat(self.model, self.guide, x, y, num_samples=num_samples, **options)
+
+    # -- has it contracted -------------------------------------------------------------------------
+
+    def contraction(
+        self, truth: Mapping[str, Tensor] | None = None, num_samples: int = 1000
+    ) -> Contraction:
+        """1 − Var_q/Var_p and z-scores by group, see :func:`~.contraction.contraction`."""
+        return contraction(self, truth, num_samples)
+
+    def radius(self, x: Tensor, reference: Tensor | None = None, num_samples: int = 200) -> Radius:
+        """Distances of draws' predictions from a reference, see :func:`~.contraction.radius`."""
+        return radius(self, x, reference, num_samples)
 
 
 def _poisson_binomial(probabilities: Tensor) -> Tensor:
