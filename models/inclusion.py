@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["layerwise_inclusion_logits", "logit"]
+__all__ = ["complexities", "layerwise_inclusion_logits", "logit"]
 
 
 def logit(log_probability: float) -> float:
@@ -38,17 +38,37 @@ def layerwise_inclusion_logits(
     """
     if not 0 <= constant < math.inf:
         raise ValueError(f"expected a non-negative, finite inclusion constant, got {constant}")
+    # The first term of ϑ_l is the bound on the rows' norm that the rule assumes.
+    thetas, _ = complexities(fan_ins, widths, num_data, [(k + 1) ** 2 for k in fan_ins])
+    logits = []
+    for k, width, theta in zip(fan_ins, widths, thetas, strict=True):
+        log_inclusion = -math.log(width) - constant * (k + 1) * theta
+        # A layer of one unit with C = 0 has λ = 1: keep it a proper Bernoulli.
+        logits.append(logit(min(log_inclusion, -1e-6)))
+    return logits
+
+
+def complexities(
+    fan_ins: Sequence[int], widths: Sequence[int], num_data: int, first: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """:math:`ϑ_l` and :math:`u_l` of `layerwise_inclusion_logits` for every layer.
+
+    :param fan_ins: :math:`k_l`, the output layer last.
+    :param widths: :math:`K_l`.
+    :param num_data: ``n``.
+    :param first: the first term of every :math:`ϑ_l`: :math:`B_l²/(k_l+1)`, with :math:`B_l` the
+        bound on the norm of a unit's row, in the theorem; :math:`(k_l+1)²` in the rule above.
+    """
     depth = len(widths)
     u = [
         depth**2 * (math.log(num_data) + math.log(depth) + math.log(k + 1) + math.log(width))
         for k, width in zip(fan_ins, widths, strict=True)
     ]
-    logits = []
-    for layer in range(depth):
-        k, width = fan_ins[layer], widths[layer]
+    theta = []
+    for layer, (k, width) in enumerate(zip(fan_ins, widths, strict=True)):
         others = sum(math.log(m + 1) for i, m in enumerate(fan_ins) if i != layer)
-        theta = (
-            (k + 1) ** 2
+        theta.append(
+            first[layer]
             + others
             + (depth - 1)
             + math.log(width)
@@ -56,7 +76,4 @@ def layerwise_inclusion_logits(
             + math.log(num_data)
             + math.log(sum(u))
         )
-        log_inclusion = -math.log(width) - constant * (k + 1) * theta
-        # A layer of one unit with C = 0 has λ = 1: keep it a proper Bernoulli.
-        logits.append(logit(min(log_inclusion, -1e-6)))
-    return logits
+    return theta, u

@@ -1,13 +1,40 @@
 """Everything one asks after training: what is in, what to keep, how good, in numbers and plots."""
 
-from . import arviz, importance, metrics, precision, pruning, reduction, selection
+from . import arviz, diagnostics, importance, metrics, precision, pruning, reduction, selection
 from .calibration import PredictiveCalibration
+from .contraction import (
+    Contraction,
+    Curve,
+    Radius,
+    contraction_curve,
+    theoretical_rate,
+)
+from .diagnostics import (
+    Calibration,
+    KHat,
+    importance_weighted_elbo,
+    khat,
+    log_weights,
+    pareto_k,
+    sbc,
+)
+from .inclusion import (
+    InputSelection,
+    MergedInclusion,
+    false_discovery_rate,
+    input_probability,
+    merge,
+    reaching_inputs,
+    select_inputs,
+)
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
 from .precision import suggested_bits
 from .selection import (
     BMRS,
     Connected,
+    ExpectedCost,
+    FalseDiscovery,
     LogAlpha,
     LogScale,
     MACBudget,
@@ -22,14 +49,23 @@ from .summary import Summary
 
 __all__ = [
     "BMRS",
+    "Calibration",
     "Connected",
+    "Contraction",
+    "Curve",
+    "ExpectedCost",
+    "FalseDiscovery",
+    "InputSelection",
+    "KHat",
     "LogAlpha",
     "LogScale",
     "MACBudget",
     "MedianProbability",
+    "MergedInclusion",
     "ModelReduction",
     "Posterior",
     "PredictiveCalibration",
+    "Radius",
     "SelectionRule",
     "SignalToNoise",
     "Summary",
@@ -38,13 +74,26 @@ __all__ = [
     "accuracy",
     "arviz",
     "calibration_error",
+    "contraction_curve",
+    "diagnostics",
+    "false_discovery_rate",
     "importance",
+    "importance_weighted_elbo",
+    "input_probability",
+    "khat",
+    "log_weights",
+    "merge",
     "metrics",
     "negative_log_likelihood",
+    "pareto_k",
     "precision",
     "pruning",
+    "reaching_inputs",
     "reduction",
     "rmse",
+    "sbc",
+    "select_inputs",
     "selection",
     "suggested_bits",
+    "theoretical_rate",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
@@ -13,6 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyro_sparse.distributions import TruncatedLogNormal
 
+    from .contraction import Curve
     from .metrics import ReliabilityCurve
     from .pruning import Pass
 
@@ -20,6 +22,7 @@ __all__ = [
     "COLOURS",
     "accuracy_against_cost",
     "accuracy_size_curve",
+    "contraction_curve",
     "free_energy_path",
     "inclusion_probabilities",
     "noise_signal",
@@ -62,6 +65,32 @@ def training_curve(history: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
     ax.legend(handles=lines, loc="lower right", frameon=False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("training")
+    return ax
+
+
+def contraction_curve(curve: Curve, ax: Axes) -> Axes:
+    """Posterior radius over n on log axes: repeats (dots), fitted rate (line), theory (dashed)."""
+    sizes = list(curve.sizes)
+    for row in curve.radii:
+        ax.plot(sizes, row.tolist(), "o", color=COLOURS[0], alpha=0.6, markersize=4)
+    # The line of the fitted slope through the middle of the dots.
+    logs = torch.tensor(sizes, dtype=torch.float64).log()
+    line = (curve.mean.log().mean() + curve.slope * (logs - logs.mean())).exp()
+    interval = f"{curve.low:.2f} to {curve.high:.2f}"
+    label = f"rate $n^{{{curve.slope:.2f}}}$ ({interval})"
+    ax.plot(sizes, line.tolist(), color=COLOURS[0], label=label)
+    theory = curve.scaled_theory
+    if theory is not None:
+        label = f"theory, scaled: $n^{{{curve.theory_slope:.2f}}}$"
+        ax.plot(sizes, theory.tolist(), "--", color=COLOURS[1], label=label)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.minorticks_off()
+    ax.set_xlabel("training examples")
+    ax.set_ylabel(f"radius ({curve.kind})")
+    ax.set_title("posterior contraction")
+    ax.legend(frameon=False)
     return ax
 
 

@@ -20,6 +20,8 @@ from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
 from .calibration import PredictiveCalibration, calibrate, class_probabilities
+from .contraction import Contraction, Radius, contraction, radius
+from .diagnostics import KHat, khat
 from .exact import ExactDraws
 from .metrics import (
     accuracy,
@@ -450,6 +452,42 @@ class Posterior:
         made = record.record(self, x, y, num_samples, rows, batch_size)
         attrs = {"model": type(self.model).__name__, "num_data": self.model.num_data}
         return arviz.build(made.groups, made.coords, made.dims, attrs)
+
+    # -- can it be trusted -------------------------------------------------------------------------
+
+    def khat(self, x: Tensor, y: Tensor, num_samples: int = 1000, **options: Any) -> KHat:
+        """Pareto k-hat of the guide, joint and by block, with the importance-weighted ELBO.
+
+        Args:
+            x: inputs of all training examples.
+                Shape: (N, ...).
+            y: their targets.
+                Shape: (N,).
+            num_samples: draws.
+            options: see :func:`~pyro_sparse.posterior.diagnostics.khat`.
+
+        Raises:
+            ValueError: these are not ``num_data`` examples: a part of the data would be scaled up
+                to all, which is another posterior.
+        """
+        if len(x) != self.model.num_data:
+            raise ValueError(
+                f"expected all {self.model.num_data} training examples, got {len(x)}: the "
+                "importance ratios are those of the whole posterior"
+            )
+        return khat(self.model, self.guide, x, y, num_samples=num_samples, **options)
+
+    # -- has it contracted -------------------------------------------------------------------------
+
+    def contraction(
+        self, truth: Mapping[str, Tensor] | None = None, num_samples: int = 1000
+    ) -> Contraction:
+        """1 − Var_q/Var_p and z-scores by group, see :func:`~.contraction.contraction`."""
+        return contraction(self, truth, num_samples)
+
+    def radius(self, x: Tensor, reference: Tensor | None = None, num_samples: int = 200) -> Radius:
+        """Distances of draws' predictions from a reference, see :func:`~.contraction.radius`."""
+        return radius(self, x, reference, num_samples)
 
 
 def _poisson_binomial(probabilities: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from pyro_sparse.names import nearest
 
 from . import importance
 from .importance import Importance, Random, Shapley, offered
+from .inclusion import within_false_discovery_rate
 from .reduction import delta_evidence, delta_evidence_joint, delta_evidence_noise
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BMRS",
     "Connected",
+    "ExpectedCost",
+    "FalseDiscovery",
     "LogAlpha",
     "LogScale",
     "MACBudget",
@@ -108,6 +111,66 @@ class MedianProbability:
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
         inclusion = offered(posterior, "inclusion", "the median-probability rule")
         return {name: pip > self.threshold for name, pip in inclusion.items()}
+
+
+@dataclass(frozen=True)
+class FalseDiscovery:
+    """Keep as many units of each group as a Bayesian false-discovery rate allows.
+
+    The most probable ones, while the mean of 1 − γ over those kept is at most the level; see
+    :func:`~pyro_sparse.posterior.inclusion.within_false_discovery_rate`.
+
+    Raises:
+        ValueError: the level is outside [0, 1).
+    """
+
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level < 1:
+            raise ValueError(f"expected a level in [0, 1), got {self.level}")
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        inclusion = offered(posterior, "inclusion", "the false-discovery rule")
+        return {
+            name: within_false_discovery_rate(pip, self.level) for name, pip in inclusion.items()
+        }
+
+
+@dataclass(frozen=True)
+class ExpectedCost:
+    r"""The subnetwork of least expected cost, where both kinds of errors have a price.
+
+    .. math:: \min_{\text{keep}} Σ_j \left[ 1[\text{keep}_j]\, (1 − γ_j)\, a
+              + 1[\text{drop}_j]\, γ_j\, b \right]:
+              \quad \text{keep}_j \iff γ_j > \tfrac{a}{a + b}
+
+    Attributes:
+        wrong: a, the price of a kept unit that is out: one number, or by group.
+        missed: b, the price of a dropped unit that is in.
+
+    At equal prices this is the median-probability network, which under independent inclusions is
+    the most probable one, too.
+
+    Raises:
+        ValueError: a price is not positive.
+    """
+
+    wrong: float | Mapping[str, float] = 1.0
+    missed: float = 1.0
+
+    def __post_init__(self) -> None:
+        prices = list(self.wrong.values()) if isinstance(self.wrong, Mapping) else [self.wrong]
+        if not all(0 < price < math.inf for price in [*prices, self.missed]):
+            raise ValueError(f"expected positive prices, got {self}")
+
+    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+        inclusion = offered(posterior, "inclusion", "the rule of least expected cost")
+        keep = {}
+        for name, pip in inclusion.items():
+            wrong = self.wrong.get(name, 1.0) if isinstance(self.wrong, Mapping) else self.wrong
+            keep[name] = pip * self.missed > (1 - pip) * wrong
+        return keep
 
 
 @dataclass(frozen=True)
@@ -448,6 +511,8 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Importance]] = {
 
 RULES = {
     "median[:γ]": "inclusion probability above ½, or above γ",
+    "fdr[:α]": "as many units as a Bayesian false-discovery rate of 0.05, or α, allows",
+    "cost[:a]": "least expected cost: a unit kept in vain costs 1, or a, one missed 1",
     "snr[:t]": "signal-to-noise ratio of the noise above 1, or t",
     "log-alpha[:t]": "log dropout rate of the unit's scale below 0, or t",
     "log-scale[:t]": "mean log of the unit's scale at most 2, or −t, below the layer's largest",
@@ -487,6 +552,8 @@ def parse(text: str, x: Tensor, y: Tensor, dense_macs: int) -> SelectionRule:
             return TopK(measure, int(size) if size >= 1 and size.is_integer() else size)
         simple: dict[str, Callable[..., SelectionRule]] = {
             "median": MedianProbability,
+            "fdr": FalseDiscovery,
+            "cost": ExpectedCost,
             "snr": SignalToNoise,
             "log-alpha": LogAlpha,
             "log-scale": LogScale,
