@@ -68,20 +68,27 @@ class JointRows(nn.Module):
 
     @torch.no_grad()
     def condition(self, kept: Tensor) -> None:
-        """The law given that all weights outside ``kept`` are 0; those become independent."""
-        inside, covariance = kept.flatten(), self.covariance().double()
-        loc = self.loc.double().flatten()
+        """The law given that all weights outside ``kept`` are 0; those become independent.
+
+        With the weights that go first, the scale's triangular factor is [[T, 0], [U, V]], and what
+        is left given 0 has mean μ − U T⁻¹ μ₀ and scale V: no covariance is ever formed, whose
+        condition would be the square of the factor's.
+        """
+        inside = kept.flatten()
         rest = self.inside & ~inside
+        loc, scale = self.loc.double().flatten(), self.scale_tril().double()
         loc[~self.inside] = 0
-        gain = torch.linalg.solve(
-            covariance[rest][:, rest], covariance[rest][:, inside]
-        ).T  # Σ_SP Σ_PP⁻¹
-        loc[inside] -= gain @ loc[rest]
+        count = int(rest.sum())
+        triangular = torch.linalg.qr(torch.cat([scale[rest], scale[inside]]).T).R.T
+        triangular = triangular * triangular.diagonal().sign()  # columns; a positive diagonal
+        gone = torch.linalg.solve_triangular(
+            triangular[:count, :count], loc[rest].unsqueeze(1), upper=False
+        )
+        loc[inside] -= (triangular[count:, :count] @ gone).squeeze(1)
         loc[rest] = 0
-        conditional = covariance[inside][:, inside] - gain @ covariance[rest][:, inside]
         factor = torch.eye(len(loc), dtype=torch.float64, device=loc.device)
         index = inside.nonzero().squeeze(1)
-        factor[index.unsqueeze(1), index] = torch.linalg.cholesky(conditional)
+        factor[index.unsqueeze(1), index] = triangular[count:, count:]
         self.loc.copy_(loc.reshape(self.loc.shape))
         self.log_diagonal.copy_(factor.diagonal().log())
         self.below.copy_(factor.tril(-1))

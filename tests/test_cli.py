@@ -86,7 +86,7 @@ def test_version():
 def test_zoo():
     output = succeed("zoo")
     for entry in ZOO.values():
-        assert f"{entry.name:<8}{entry.title}" in output
+        assert f"{entry.name:<11}{entry.title}" in output
         assert entry.paper in output
     assert output.count("use it") == len(ZOO)
 

@@ -62,6 +62,8 @@ def test_options_that_a_model_does_not_take():
 RUNS = {
     "sbp": {"prune_inputs": True, "noise_draws": "example"},
     "bmrs": {"prune_every": 1},
+    "bmr": {"passes": 2, "last_layer": "joint"},
+    "turbo-vbi": {"epochs": 12, "lr": 2e-2},
     "magnitude": {"budget": 0.5},
     "random": {"budget": 0.5},
     "shapley": {"budget": 0.5},
@@ -74,7 +76,7 @@ RUNS = {
 def test_run_load_export(model, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "SCORED", 50)  # the Shapley value on few examples
     folder = tmp_path / model
-    settings = settings_for(model, "digits", strict=True, **TINY, **RUNS[model])
+    settings = settings_for(model, "digits", strict=True, **{**TINY, **RUNS[model]})
     made = experiment.run(settings, folder, dataset=digits, progress=False)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(json.dumps(made))

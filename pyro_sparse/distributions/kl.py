@@ -95,7 +95,9 @@ def _kl_joint_normal_independent_normal(p: JointNormal, q: Independent) -> Tenso
     else:
         inside = mask.flatten().nonzero().squeeze(1)
         factor, error, scale = factor[inside], error[inside], scale[inside]
-        log_det = torch.linalg.cholesky(factor @ factor.T).diagonal().log().sum()
+        # Of the rows themselves, in float64: their Gram matrix has the square of the condition.
+        triangular = torch.linalg.qr(factor.T.double()).R
+        log_det = triangular.diagonal().abs().log().sum().to(factor.dtype)
     quadratic = (factor.square().sum(1) + error.square()) / scale.square()
     return 0.5 * (quadratic - 1).sum() + scale.log().sum() - log_det
 

@@ -13,6 +13,8 @@ from pyro_sparse.posterior.reduction import delta_evidence, delta_evidence_joint
 from pyro_sparse.posterior.selection import (
     BMRS,
     Connected,
+    ExpectedCost,
+    FalseDiscovery,
     LogAlpha,
     LogScale,
     MACBudget,
@@ -405,6 +407,10 @@ def test_connected_units_of_a_reduced_network():
 NAMES = {
     "median": MedianProbability(),
     "median:0.1": MedianProbability(0.1),
+    "fdr": FalseDiscovery(),
+    "fdr:0.2": FalseDiscovery(0.2),
+    "cost": ExpectedCost(),
+    "cost:4": ExpectedCost(4.0),
     "snr": SignalToNoise(),
     "snr:2": SignalToNoise(2.0),
     "log-alpha": LogAlpha(),
