@@ -59,10 +59,13 @@ img { display: block; width: 100%; max-width: 44rem; height: auto; }
 }
 @media print {
   @page { margin: 14mm; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  html { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
   .scroll { overflow: visible; background: none; }
-  table { font-size: 8pt; }
-  th, td { padding: .15rem .4rem; white-space: normal; }
+  table { font-size: 7pt; }
+  th, td { padding: .15rem .28rem; }
+  td { white-space: nowrap; }
+  td:last-child { white-space: normal; }
   .figures { grid-template-columns: 1fr 1fr; }
   figure, tr, .facts li { break-inside: avoid; }
   h2 { break-after: avoid; }

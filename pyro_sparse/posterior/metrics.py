@@ -104,12 +104,12 @@ class ReliabilityCurve(NamedTuple):
 
     confidence: mean confidence in each bin, ``(bins,)``
     accuracy:   share of right answers, ``(bins,)``
-    count:      examples, ``(bins,)``
+    examples:   how many there are, ``(bins,)``
     """
 
     confidence: Tensor
     accuracy: Tensor
-    count: Tensor
+    examples: Tensor
 
 
 def reliability_curve(probabilities: Tensor, y: Tensor, bins: int = 15) -> ReliabilityCurve:

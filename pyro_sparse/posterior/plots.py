@@ -206,7 +206,7 @@ def reliability_diagram(curves: Mapping[str, ReliabilityCurve], ax: Axes) -> Axe
         confidence, accuracy = curve.confidence.tolist(), curve.accuracy.tolist()
         colour = COLOURS[index % len(COLOURS)]
         ax.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.6, label=name)
-        sizes = (10 + 120 * curve.count / curve.count.sum()).tolist()
+        sizes = (10 + 120 * curve.examples / curve.examples.sum()).tolist()
         ax.scatter(confidence, accuracy, s=sizes, color=colour, zorder=3)
         lowest = min(lowest, *confidence, *accuracy)
     low = max(0.0, lowest - 0.05)
@@ -321,7 +321,8 @@ def accuracy_size_curve(curve: Sequence[Mapping[str, Any]], score: str, ax: Axes
     own = [(point["macs"], point[score]) for point in curve if point["own"]]
     if own:
         ax.scatter(
-            *zip(*own, strict=True),
+            [macs for macs, _ in own],
+            [value for _, value in own],
             s=120,
             facecolors="none",
             edgecolors=COLOURS[1],

@@ -135,7 +135,9 @@ def _of_model(posterior: Posterior) -> Draw:
         rows, gate = model.rows(), model.input_gate()
         latents = model.likelihood.sites()
     trace = tracer.trace
-    sites = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
+    sites: dict[str, Any] = {
+        name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"
+    }
     effective = {name: model.support.rows(name, value) for name, value in rows.items()}
     return Draw(effective, gate, latents, sites, _log_density(trace), 0.0)
 

@@ -41,9 +41,9 @@ def test_of_classes_by_hand():
     # One network does not disagree with itself; draws do.
     assert both["compact"].scores["mutual_information"] == pytest.approx(0, abs=1e-12)
     assert both["ensemble"].scores["mutual_information"] > 1e-4
-    assert int(both["ensemble"].reliability.count.sum()) == 40
+    assert int(both["ensemble"].reliability.examples.sum()) == 40
     told = json.loads(json.dumps(both["ensemble"].to_dict()))
-    assert told["reliability"]["count"] == both["ensemble"].reliability.count.tolist()
+    assert told["reliability"]["examples"] == both["ensemble"].reliability.examples.tolist()
 
 
 @pytest.mark.parametrize("noise_scale", [None, 0.4])

@@ -95,11 +95,11 @@ def test_reliability_curve_by_hand_and_against_the_calibration_error():
     curve = metrics.reliability_curve(probabilities, y)
     assert curve.confidence.tolist() == pytest.approx([0.55, 0.95])
     assert curve.accuracy.tolist() == pytest.approx([0.8, 0.9])
-    assert curve.count.tolist() == [30, 10]
+    assert curve.examples.tolist() == [30, 10]
     probabilities = torch.randn(300, 4, dtype=torch.float64).mul(2).softmax(-1)
     y = torch.randint(4, (300,))
     curve = metrics.reliability_curve(probabilities, y, bins=10)
-    gaps = curve.count / 300 * (curve.accuracy - curve.confidence).abs()
+    gaps = curve.examples / 300 * (curve.accuracy - curve.confidence).abs()
     assert float(gaps.sum()) == pytest.approx(calibration_error(probabilities, y, bins=10))
 
 
