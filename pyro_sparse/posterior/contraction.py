@@ -227,7 +227,7 @@ def contraction(
         except NotImplementedError as error:
             raise NotOfferedError(
                 f"the prior of {type(model).__name__} is improper: it has no variance to contract "
-                "from; give the model a proper prior (prior_scale=...)"
+                "from; models with a prior_scale are proper once that is given"
             ) from error
         for _ in range(0 if closed else num_samples):
             with ExactDraws():
@@ -235,8 +235,10 @@ def contraction(
             with poutine.replay(trace=trace):
                 q.add(_effective(posterior))
     probabilities = _site_probabilities(included.probabilities)
+    # Inclusions that do not multiply the rows (a support above precisions) do not enter.
+    gated = {name: pip for name, pip in inclusion.items() if name in probabilities}
     moments = (
-        dict(_closed_moments(posterior, closed, inclusion))
+        dict(_closed_moments(posterior, closed, gated))
         if closed
         else {name: (mean, q.variance(name)) for name, mean in q.mean.items()}
     )
