@@ -126,7 +126,8 @@ class _Included(Messenger):
         law = base_law(msg["fn"])
         if isinstance(law, SpikeAndSlab):
             self.probabilities[msg["name"]] = law.logits.detach().double().sigmoid()
-            msg["fn"] = law.slab.to_event(len(law.slab.batch_shape))
+            slab: Any = law.slab
+            msg["fn"] = slab.to_event(len(slab.batch_shape))
 
 
 class _Moments:
@@ -265,14 +266,14 @@ def contraction(
                     f"expected a truth of shape {tuple(shape)} for {name!r}, got "
                     f"{tuple(reference.shape)}"
                 )
-        error = posterior_mean - reference
+        shift = posterior_mean - reference
         groups.append(
             GroupContraction(
                 name,
                 prior_variance,
                 posterior_variance,
                 1 - posterior_variance / prior_variance,
-                torch.where(error == 0, error, error / posterior_variance.sqrt()),
+                torch.where(shift == 0, shift, shift / posterior_variance.sqrt()),
             )
         )
     return Contraction(tuple(groups))
