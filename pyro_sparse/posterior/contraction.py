@@ -126,7 +126,8 @@ class _Included(Messenger):
         law = base_law(msg["fn"])
         if isinstance(law, SpikeAndSlab):
             self.probabilities[msg["name"]] = law.logits.detach().double().sigmoid()
-            msg["fn"] = law.slab.to_event(len(law.slab.batch_shape))
+            slab: Any = law.slab
+            msg["fn"] = slab.to_event(len(slab.batch_shape))
 
 
 class _Moments:
@@ -227,7 +228,7 @@ def contraction(
         except NotImplementedError as error:
             raise NotOfferedError(
                 f"the prior of {type(model).__name__} is improper: it has no variance to contract "
-                "from; give the model a proper prior (prior_scale=...)"
+                "from; models with a prior_scale are proper once that is given"
             ) from error
         for _ in range(0 if closed else num_samples):
             with ExactDraws():
@@ -235,8 +236,10 @@ def contraction(
             with poutine.replay(trace=trace):
                 q.add(_effective(posterior))
     probabilities = _site_probabilities(included.probabilities)
+    # Inclusions that do not multiply the rows (a support above precisions) do not enter.
+    gated = {name: pip for name, pip in inclusion.items() if name in probabilities}
     moments = (
-        dict(_closed_moments(posterior, closed, inclusion))
+        dict(_closed_moments(posterior, closed, gated))
         if closed
         else {name: (mean, q.variance(name)) for name, mean in q.mean.items()}
     )
@@ -263,14 +266,14 @@ def contraction(
                     f"expected a truth of shape {tuple(shape)} for {name!r}, got "
                     f"{tuple(reference.shape)}"
                 )
-        error = posterior_mean - reference
+        shift = posterior_mean - reference
         groups.append(
             GroupContraction(
                 name,
                 prior_variance,
                 posterior_variance,
                 1 - posterior_variance / prior_variance,
-                torch.where(error == 0, error, error / posterior_variance.sqrt()),
+                torch.where(shift == 0, shift, shift / posterior_variance.sqrt()),
             )
         )
     return Contraction(tuple(groups))

@@ -472,7 +472,8 @@ def sbc(
                     f"{', '.join(n for n, s in trace.nodes.items() if s['type'] == 'sample')}"
                 )
             latents = _latents(trace, without=observed)
-            fitted = fit(trace.nodes[observed]["value"])
+            y: Any = trace.nodes[observed]["value"]
+            fitted = fit(y)
             guide = getattr(fitted, "guide", fitted)
             truth = _numbers(quantities(latents))
             draws = []

@@ -61,9 +61,17 @@ def test_contraction_in_closed_form():
         result["fc9"]
 
 
-@pytest.mark.parametrize("cls", [models.SpikeSlabGroupLasso, models.SpikeSlabGroupHorseshoe])
-def test_closed_form_agrees_with_draws(cls, monkeypatch):
-    posterior = network(cls, guide_options={"initial_scale": 0.2, "initial_inclusion": 0.6})
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (models.SpikeSlabGroupLasso, {"initial_inclusion": 0.6}),
+        (models.SpikeSlabGroupHorseshoe, {"initial_inclusion": 0.6}),
+        # Its inclusions do not multiply the rows.
+        (models.TurboMarkov, {}),
+    ],
+)
+def test_closed_form_agrees_with_draws(cls, options, monkeypatch):
+    posterior = network(cls, guide_options={"initial_scale": 0.2, **options})
     closed = posterior.contraction(num_samples=20)["fc1"].posterior_variance
     monkeypatch.setattr(posterior.guide, "row_variances", dict)
     drawn = posterior.contraction(num_samples=1200)["fc1"].posterior_variance
