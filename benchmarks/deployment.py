@@ -1,9 +1,13 @@
-"""How much faster LeNet-5-Caffe gets by removing units: dense beside compact, two runtimes.
+"""How much faster a network gets by removing units: dense beside compact, two runtimes.
 
-Random weights and masks, since neither decides the time. Writes an exported folder with every
-format, bench.json and bench.png; the figures of docs/deployment.md come from here.
+LeNet-5-Caffe at given widths, or VGG with a share of the channels of each layer, aligned. Random
+weights and masks, since neither decides the time. Writes an exported folder with every format,
+bench.json and bench.png; the figures of docs/deployment.md come from here.
 
-Usage: python benchmarks/deployment.py FOLDER [--keep 5-10-16] [--seconds 5]
+Usage::
+
+    python -m benchmarks.deployment FOLDER [--keep 5-10-16] [--seconds 5]
+    python -m benchmarks.deployment FOLDER --net vgg --share 0.6 --align 16
 """
 
 from __future__ import annotations
@@ -12,36 +16,57 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from pyro_sparse import experiment, report
+from pyro_sparse import experiment, nets, report
 from pyro_sparse.export import compact_network, equivalence, save
-from pyro_sparse.graph import groups
-from pyro_sparse.nets import lenet5_caffe
+from pyro_sparse.export.compact import readmitting
+from pyro_sparse.graph import Graph, groups
 
 
-def export(folder: Path, keep: tuple[int, int, int]) -> float:
+def counts(graph: Graph, options: argparse.Namespace) -> dict[str, int]:
+    """How many units of every prunable layer stay."""
+    layers = [group for group in graph if group.prunable and group.writers]
+    if options.net == "lenet5-caffe":
+        widths = map(int, options.keep.split("-"))
+        return {group.name: width for group, width in zip(layers, widths, strict=True)}
+    return {group.name: round(options.share * group.size) for group in layers}
+
+
+def export(net: nn.Module, inputs: torch.Tensor, options: argparse.Namespace) -> float:
     """Write the pruned network; largest difference from the masked one."""
-    torch.manual_seed(0)
-    net = lenet5_caffe()
-    inputs = torch.randn(8, 1, 28, 28)
     graph = groups(net, inputs)
     masks = {}
-    for name, count in zip(("conv1", "conv2", "fc1"), keep, strict=True):
+    for name, count in counts(graph, options).items():
         masks[name] = torch.zeros(graph[name].size, dtype=torch.bool)
         masks[name][torch.randperm(graph[name].size)[:count]] = True
-    small = compact_network(net, graph, {}, masks)
-    save(small, folder, onnx=True, pt2=True, example=inputs, dense=net, overwrite=True)
+    small = compact_network(net, graph, {}, masks, align=options.align)
+    onnx_and_torch = {"onnx": True, "pt2": True}
+    save(small, options.folder, example=inputs, dense=net, overwrite=True, **onnx_and_torch)
+    masks = readmitting(masks, small)
     return equivalence(net, graph, dict(net.named_parameters()), masks, small, inputs)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--keep", default="5-10-16", help="units of conv1, conv2 and fc1")
+    parser.add_argument("--net", default="lenet5-caffe", choices=("lenet5-caffe", "vgg"))
+    parser.add_argument("--keep", default="5-10-16", help="LeNet-5: units of conv1, conv2 and fc1")
+    parser.add_argument("--share", type=float, default=0.6, help="VGG: channels that stay")
+    parser.add_argument("--align", type=int, help="multiple that widths are brought up to")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each batch size")
-    arguments = parser.parse_args()
-    first, second, third = map(int, arguments.keep.split("-"))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    shape = (1, 28, 28) if options.net == "lenet5-caffe" else (3, 32, 32)
+    net = nets.build(options.net, shape, 10).eval()
     with torch.no_grad():
-        difference = export(arguments.folder, (first, second, third))
+        difference = export(net, torch.randn(8, *shape), options)
     print(f"masked against compact: {difference:.1e}")
-    report.print_bench(experiment.bench(arguments.folder, seconds=arguments.seconds))
+    report.print_bench(experiment.bench(options.folder, seconds=options.seconds))
+
+
+if __name__ == "__main__":
+    main()
