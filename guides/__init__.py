@@ -62,46 +62,16 @@ def for_model(model: Any, **options: Any) -> GroupGuide:
     )
 
 
-@for_model.register
-def _(model: models.SpikeSlabGaussian, **options: Any) -> GroupGuide:
-    return SpikeSlabGaussian(model, **options)
-
-
-@for_model.register
-def _(model: models.SpikeSlabGroupLasso, **options: Any) -> GroupGuide:
-    return SpikeSlabGroupLasso(model, **options)
-
-
-@for_model.register
-def _(model: models.SpikeSlabGroupHorseshoe, **options: Any) -> GroupGuide:
-    return SpikeSlabGroupHorseshoe(model, **options)
-
-
-@for_model.register
-def _(model: models.Deterministic, **options: Any) -> GroupGuide:
-    return Deterministic(model, **options)
-
-
-@for_model.register
-def _(model: models.LogNormalNoise, **options: Any) -> GroupGuide:
-    return LogNormalNoise(model, **options)
-
-
-@for_model.register
-def _(model: models.ReducibleGaussian, **options: Any) -> GroupGuide:
-    return ReducibleGaussian(model, **options)
-
-
-@for_model.register
-def _(model: models.TurboMarkov, **options: Any) -> GroupGuide:
-    return TurboMarkov(model, **options)
-
-
-@for_model.register
-def _(model: models.GroupNormalJeffreys, **options: Any) -> GroupGuide:
-    return GroupNormalJeffreys(model, **options)
-
-
-@for_model.register
-def _(model: models.GroupHorseshoe, **options: Any) -> GroupGuide:
-    return GroupHorseshoe(model, **options)
+# A guide has its model's name, and is made from the model and its own options.
+for _guide in (
+    SpikeSlabGaussian,
+    SpikeSlabGroupLasso,
+    SpikeSlabGroupHorseshoe,
+    Deterministic,
+    LogNormalNoise,
+    ReducibleGaussian,
+    TurboMarkov,
+    GroupNormalJeffreys,
+    GroupHorseshoe,
+):
+    for_model.register(getattr(models, _guide.__name__), _guide)
