@@ -13,6 +13,10 @@ MODELS = [
     models.SpikeSlabGaussian,
     models.SpikeSlabGroupLasso,
     models.SpikeSlabGroupHorseshoe,
+    models.ReducibleGaussian,
+    models.GroupNormalJeffreys,
+    models.GroupHorseshoe,
+    models.TurboMarkov,
     models.Deterministic,
 ]
 NETS = {
@@ -27,10 +31,11 @@ def images():
 
 
 def options(cls):
-    return {} if cls is models.Deterministic else {"inclusion_probability": 0.2}
+    spike = issubclass(cls, models.base.SpikeSlabModel)
+    return {"inclusion_probability": 0.2} if spike else {}
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", [*MODELS, models.LogNormalNoise])
 @pytest.mark.parametrize("net", NETS)
 def test_train_prune_and_compare(cls, net):
     x, y = images()
@@ -45,12 +50,13 @@ def test_train_prune_and_compare(cls, net):
         assert not torch.equal(model.net.get_buffer(name), before)
     posterior = ps.Posterior(model, guide)
     keep = {}
-    for name, units in posterior.inclusion().items():
-        keep[name] = torch.rand(len(units)) < 0.6
-        keep[name][0] = True
-    small = ps.compact(posterior, posterior.keep() | keep)
+    for group in posterior.prunable_groups():
+        keep[group.name] = torch.rand(group.size) < 0.6
+        keep[group.name][0] = True
+    assert keep
+    small = ps.compact(posterior, keep)
     with torch.no_grad():
-        masked = posterior.masked(x, posterior.keep() | keep)
+        masked = posterior.masked(x, keep)
         assert (masked - small(x)).abs().max() <= 1e-5 * max(1, float(masked.abs().max()))
     # Neither prediction nor pruning moves them.
     moved = {name: model.net.get_buffer(name).clone() for name in statistics}
