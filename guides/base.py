@@ -88,7 +88,7 @@ class GroupGuide(LocalPyroModule):
         if variance not in ("tied", "full"):
             raise ValueError(f"expected variance 'tied' or 'full', got {variance!r}")
         if initial_scale != "balanced" and not (
-            isinstance(initial_scale, int | float) and initial_scale > 0
+            isinstance(initial_scale, int | float) and 0 < initial_scale < math.inf
         ):
             raise ValueError(
                 f"expected a positive initial_scale or 'balanced', got {initial_scale!r}"

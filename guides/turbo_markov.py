@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from pyro_sparse.distributions import MarkovChain
 from pyro_sparse.graph import Group
 from pyro_sparse.models import TurboMarkov as Model
-from pyro_sparse.models.base import positive
 from pyro_sparse.models.turbo_markov import select
 
-from .base import GroupGuide, balanced_scales, key
+from .base import GroupGuide, key
 from .families import GaussianRows
 
 __all__ = ["TurboMarkov"]
@@ -121,29 +120,14 @@ class TurboMarkov(GroupGuide):
         update_every: int = 1,
     ) -> None:
         super().__init__(model)
-        if variance not in ("tied", "full"):
-            raise ValueError(f"expected variance 'tied' or 'full', got {variance!r}")
-        if isinstance(initial_scale, str):
-            if initial_scale != "balanced":
-                raise ValueError(
-                    f"expected a positive initial_scale or 'balanced', got {initial_scale!r}"
-                )
-        else:
-            positive(initial_scale=initial_scale)
         if update_every < 1:
             raise ValueError(f"expected update_every of at least 1, got {update_every}")
         self.update_every = update_every
         self._spread = model.spread
         self._blocks = model.block_size is not None
-        start = model.initial_rows()
-        balanced = balanced_scales(
-            [start[group.name].shape[1] for group in self._groups],
-            [group.prunable for group in self._groups],
-        )
+        self.make_rows(model, variance, initial_scale)
         self.hierarchies: Any = nn.ModuleDict()  # Hierarchy by group
-        for group, own in zip(self._groups, balanced, strict=True):
-            scale = own if isinstance(initial_scale, str) else float(initial_scale)
-            self.row_families[key(group)] = GaussianRows(start[group.name], variance, scale)
+        for group in self._groups:
             if group.prunable:
                 self.hierarchies[key(group)] = Hierarchy(model, group)
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))

@@ -90,13 +90,13 @@ def selection_rule(
         posterior: to be pruned.
         split: examples for measures that score on data.
     """
-    rule, dense = settings.rule, posterior.macs({})
+    rule = settings.rule
     if rule is None and not zoo.find(settings.model).bayesian and settings.passes:
         budget = 0.1 if settings.budget is None else settings.budget
         rule = f"macs:{budget}:{settings.model}"
     if rule is None:
         return selection.default_rule(posterior.model)
-    return selection.parse(rule, split.x[:SCORED], split.y[:SCORED], dense)
+    return selection.parse(rule, split.x[:SCORED], split.y[:SCORED], posterior.macs({}))
 
 
 def load_data(settings: Settings, root: str | Path | None, download: bool = False) -> data.Dataset:
@@ -494,10 +494,7 @@ def write_export(
         "max_abs_diff_masked_compact": _difference(posterior, keep, small, dataset),
     }
     likelihood = posterior.model.likelihood
-    noise: Any = posterior.guide.noise_precision
-    latents = {}
-    if noise is not None:
-        latents["noise_precision"] = noise().mean.detach().reshape(1).cpu()
+    latents = {name: mean.reshape(1).cpu() for name, mean in posterior.mean_latents().items()}
     one = export.Ensemble([small], latents)
     done["scores"] = {
         "dense": baseline,

@@ -21,7 +21,7 @@ from pyro_sparse.infer import ELBO, fit, schedules
 from pyro_sparse.modules import own_parameters
 
 from .reduction import delta_evidence
-from .selection import SelectionRule
+from .selection import ModelReduction, SelectionRule
 
 if TYPE_CHECKING:
     from .posterior import Posterior
@@ -132,8 +132,6 @@ def iterate(
     Raises:
         ValueError: as ``rule`` and `fit`.
     """
-    from .selection import ModelReduction
-
     if rule is None and posterior.gaussians():
         rule = ModelReduction()
     support = posterior.model.support
