@@ -88,7 +88,9 @@ def _compact_scores(
     posterior: Posterior, keep: dict[str, Tensor], split: data.Split, scale: float
 ) -> dict[str, Any]:
     """Size and scores of the one compact network of these units."""
-    small, likelihood = compact(posterior, keep), posterior.model.likelihood
+    with posterior.statistics_of(posterior.mean_parameters(), keep):
+        small = compact(posterior, keep)
+    likelihood = posterior.model.likelihood
     latents = {name: value.cpu() for name, value in posterior.mean_latents().items()}
     one = export.Ensemble([small], {name: value.reshape(1) for name, value in latents.items()})
     return {

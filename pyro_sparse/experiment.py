@@ -155,7 +155,7 @@ def run(
         if settings.pretrain:
             net, seconds = _pretrained(settings, dataset, loader, progress)
             model, guide = build(settings, dataset, net)
-        posterior = Posterior(model, guide)
+        posterior = Posterior(model, guide, split.x)
         fitted = infer.fit(
             model,
             guide,
@@ -186,11 +186,12 @@ def run(
             # As where one unit a group costs more than the budget that the others left.
             raise PruningError(f"{error}. The run is kept in {out}") from error
         seconds += time.perf_counter() - started
+        # What was pruned is out for good; what is left is kept where anything flows through it.
+        rule = selection.default_rule(model)
+        posterior.refresh_statistics(posterior.keep(rule))
         infer.save_checkpoint(
             infer.checkpoint_file(out), model, guide, progress={"history": fitted.history}
         )
-        # What was pruned is out for good; what is left is kept where anything flows through it.
-        rule = selection.default_rule(model)
     try:
         summary = summarise(settings, posterior, dataset, rule)
     except ValueError as error:
@@ -241,7 +242,9 @@ def _pretrained(
     model, guide = build(dense, dataset)
     options = _fit_options(settings, settings.pretrain, len(dataset.train), progress)
     fitted = infer.fit(model, guide, loader, **options)
-    return _dense_network(Posterior(model, guide)), fitted.seconds
+    posterior = Posterior(model, guide, dataset.train.x)
+    posterior.refresh_statistics()
+    return _dense_network(posterior), fitted.seconds
 
 
 class _EpochMetrics:
@@ -267,6 +270,7 @@ class _EpochMetrics:
         if self.prune is not None:
             self.prune(metrics)
         keep = self.posterior.keep(self.rule)
+        self.posterior.refresh_statistics(keep)
         names = [group.name for group in self.posterior.prunable_groups()]
         metrics["kept"] = {name: int(keep[name].sum()) for name in names}
         if len(self.split):
@@ -436,7 +440,7 @@ def load(
     dataset = load_data(settings, root)
     model, guide = build(settings, dataset)
     infer.restore(infer.checkpoint_file(folder), model, guide)
-    return settings, dataset, Posterior(model, guide)
+    return settings, dataset, Posterior(model, guide, dataset.train.x)
 
 
 def run_keep(
@@ -485,6 +489,8 @@ def write_export(
     settings, dataset, posterior = load(folder, root)
     baseline = _dense_scores(Path(folder), settings, dense)
     keep = run_keep(settings, posterior, dataset, rule)
+    if rule is not None:
+        posterior.refresh_statistics(keep)
     small = compact(posterior, keep)
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
     test = dataset.test

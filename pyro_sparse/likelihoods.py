@@ -171,7 +171,7 @@ class Normal(Likelihood):
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
         mean = _scalar_output(output, "Normal")
         if self.noise_scale is not None:
-            return dist.Normal(mean, self.noise_scale)
+            return dist.Normal(mean, self.noise_scale.to(mean.device))
         return dist.Normal(mean, latents["noise_precision"].rsqrt())
 
     def natural(self, output: Tensor) -> Tensor:

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+import sys
+import types
 
 import pytest
 import torch
+from torch import nn
 
 from pyro_sparse import data, experiment, export
 from pyro_sparse.experiment import Settings, settings_for
@@ -360,3 +363,23 @@ def test_images_from_folders_train_with_augmentation(tmp_path):
     summary = experiment.run(settings, tmp_path / "run", dataset=dataset, progress=False)
     assert summary["max_abs_diff_masked_compact"] <= 1e-5
     assert summary["params_compact"] <= summary["params_dense"]
+
+
+def test_batch_normalisation_is_shipped_with_statistics_of_its_own(tmp_path, monkeypatch):
+    module = types.ModuleType("normalised_net")
+    module.build = lambda: nn.Sequential(
+        *(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
+    )
+    monkeypatch.setitem(sys.modules, "normalised_net", module)
+    settings = settings_for("ss-gl", "digits", net="normalised_net:build", epochs=1)
+    dataset = experiment.load_data(settings, None)
+    summary = experiment.run(settings, tmp_path / "run", dataset=dataset, progress=False)
+    assert summary["max_abs_diff_masked_compact"] <= 1e-5
+    _, _, posterior = experiment.load(tmp_path / "run")
+    saved = posterior.model.net.get_buffer("2.running_mean").clone()
+    posterior.refresh_statistics()
+    # The checkpoint has them: what is loaded, shipped and scored is one network.
+    torch.testing.assert_close(posterior.model.net.get_buffer("2.running_mean"), saved)
+    small = export.compact(posterior)
+    keep = posterior.keep()["1"]
+    torch.testing.assert_close(small[2].running_mean, saved[keep])

@@ -133,8 +133,9 @@ def compact_draws(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for parameters, latents in _included_draws(posterior, draws):
-            small = compact_network(model.net, model.graph, parameters, keep)
-            check_compact(model, parameters, keep, small)
+            with posterior.statistics_of(parameters, keep):
+                small = compact_network(model.net, model.graph, parameters, keep)
+                check_compact(model, parameters, keep, small)
             networks.append(small)
             noises.append(latents)
     ensemble = Ensemble(

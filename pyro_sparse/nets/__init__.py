@@ -6,6 +6,7 @@ from .cost import count_macs, count_parameters, macs_by_layer
 from .lenet import lenet5_caffe
 from .mlp import ACTIVATIONS, mlp
 from .resnet import resnet
+from .statistics import estimate_statistics, kept_statistics, normalisations
 from .vgg import vgg
 from .vit import vit
 
@@ -15,9 +16,12 @@ __all__ = [
     "build",
     "count_macs",
     "count_parameters",
+    "estimate_statistics",
+    "kept_statistics",
     "lenet5_caffe",
     "macs_by_layer",
     "mlp",
+    "normalisations",
     "resnet",
     "vgg",
     "vit",

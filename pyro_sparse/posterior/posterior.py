@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -37,6 +38,10 @@ from .summary import GroupSummary, Summary
 
 __all__ = ["Posterior"]
 
+STATISTICS = 2048
+"""Examples by which batch normalisations are normalised anew."""
+STATISTICS_BATCH = 256
+
 
 class Posterior:
     """What the data say about the network, by the fitted guide.
@@ -46,11 +51,24 @@ class Posterior:
     Args:
         model: the model.
         guide: its guide, after training.
+        inputs: those of the training data, for networks with batch normalisation: every draw is
+            normalised by the statistics that it has on them (on `STATISTICS` of them, chosen at
+            random), and so is the network of `refresh_statistics`. Without them there are only the
+            running averages of training, over the noisy weights of many steps.
+            Shape: (N, ...).
     """
 
-    def __init__(self, model: SparseModel, guide: GroupGuide) -> None:
+    def __init__(self, model: SparseModel, guide: GroupGuide, inputs: Tensor | None = None) -> None:
         self.model = model
         self.guide = guide
+        self._normalising: tuple[Tensor, ...] = ()
+        if inputs is not None and nets.normalisations(model.net):
+            # In random order: data sets are often sorted by class.
+            generator = torch.Generator().manual_seed(0)
+            chosen = torch.randperm(len(inputs), generator=generator)[:STATISTICS]
+            size = min(len(chosen), STATISTICS_BATCH)
+            chosen = chosen[: len(chosen) // size * size].to(inputs.device)
+            self._normalising = inputs[chosen].split(size)
         self._layer_macs: dict[str, int] | None = None
 
     # -- which units -----------------------------------------------------------------------------
@@ -229,14 +247,95 @@ class Posterior:
             keep: masks by group; the default rule's when absent.
 
         Returns:
-            The network's raw output, ``(batch, ...)``.
+            The network's raw output, ``(batch, ...)``, on the device of ``x``.
         """
         keep = self.keep() if keep is None else keep
-        gate = keep.get("input")
-        if gate is not None and not bool(gate.all()):
-            x = self.model.graph.gate_inputs(x, gate.to(x))
+        run = self._masked_network(keep, self.mean_parameters())
         with evaluating(self.model.net):
-            return functional_call(self.model.net, self.masked_parameters(keep), (x,))
+            return run(x.to(self._device)).to(x.device)
+
+    def _masked_network(
+        self, keep: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> Callable[[Tensor], Tensor]:
+        """The network at these parameters with excluded units off, in the mode it is in."""
+        net, graph, gate = self.model.net, self.model.graph, keep.get("input")
+        masked = graph.masked_parameters(parameters, keep)
+
+        def run(x: Tensor) -> Tensor:
+            if gate is not None and not bool(gate.all()):
+                x = graph.gate_inputs(x, gate.to(x))
+            return functional_call(net, masked, (x,))
+
+        return run
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.output_scale.device
+
+    # -- batch normalisation -----------------------------------------------------------------------
+
+    def refresh_statistics(self, keep: Mapping[str, Tensor] | None = None) -> None:
+        """Estimate the network's running means and variances for what `masked` computes.
+
+        At posterior means, with excluded units off, on the ``inputs`` given to this posterior. They
+        are buffers of the model: its checkpoints and compact networks have them. Nothing happens
+        without ``inputs``, or to a network without batch normalisation.
+
+        Args:
+            keep: masks by group; the default rule's when absent.
+        """
+        keep = self.keep() if keep is None else keep
+        self._estimate(self._masked_network(keep, self.mean_parameters()))
+
+    @contextlib.contextmanager
+    def statistics_of(
+        self, parameters: Mapping[str, Tensor], keep: Mapping[str, Tensor]
+    ) -> Iterator[None]:
+        """Context in which the network has the statistics of these parameters, masked.
+
+        Args:
+            parameters: of the network, by name.
+            keep: masks by group.
+        """
+        with nets.kept_statistics(self.model.net):
+            self._estimate(self._masked_network(keep, parameters))
+            yield
+
+    def _estimate(self, run: Callable[[Tensor], Tensor]) -> None:
+        if self._normalising:
+            batches = (batch.to(self._device) for batch in self._normalising)
+            nets.estimate_statistics(self.model.net, run, batches)
+
+    @torch.no_grad()
+    def outputs(
+        self,
+        x: Tensor,
+        rows: Mapping[str, Tensor],
+        gate: Tensor | None = None,
+        batch_size: int = 4096,
+    ) -> Tensor:
+        """The network's output at given rows, in eval mode, with statistics of its own.
+
+        Args:
+            x: inputs.
+                Shape: (N, ...).
+            rows: effective rows by group.
+                Shape of each: (units, row length).
+            gate: on the input features.
+                Shape: (features,).
+            batch_size: examples that pass through the network at once.
+
+        Returns:
+            ``(N, ...)``, on the device of ``x``.
+        """
+        model = self.model
+        with evaluating(model.net), nets.kept_statistics(model.net):
+            self._estimate(lambda batch: model.run(batch, rows, gate))
+            parts = [
+                model.run(part.to(self._device), rows, gate).to(x.device)
+                for part in x.split(batch_size)
+            ]
+        return torch.cat(parts)
 
     def mean_latents(self) -> dict[str, Tensor]:
         """Posterior means of the likelihood's latents: those of the one network that is shipped."""
@@ -251,7 +350,8 @@ class Posterior:
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Draws of the posterior: the network's output, and the likelihood's latents.
 
-        Each draw is one set of hard inclusions and weights for all of ``x``.
+        Each draw is one set of hard inclusions and weights for all of ``x``, and for its statistics
+        where ``inputs`` were given.
 
         Args:
             x: inputs.
@@ -260,25 +360,22 @@ class Posterior:
             batch_size: examples that pass through the network at once.
 
         Yields:
-            Output ``(N, ...)`` and, for a likelihood with latents, their values.
+            Output ``(N, ...)`` and, for a likelihood with latents, their values, on the device of
+            ``x``.
         """
         if num_samples < 1:
             raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
-        with (
-            evaluating(self.model.net),
-            own_parameters(self.model, self.guide),
-            pyro.validation_enabled(False),
-        ):
+        with own_parameters(self.model, self.guide), pyro.validation_enabled(False):
             for _ in range(num_samples):
                 with ExactDraws():
                     trace = poutine.trace(self.guide).get_trace()
                 with poutine.replay(trace=trace):
                     rows, gate = self.model.rows(), self.model.input_gate()
                     latents = self.model.likelihood.sites()
-                output = torch.cat(
-                    [self.model.run(part, rows, gate) for part in x.split(batch_size)]
+                yield (
+                    self.outputs(x, rows, gate, batch_size),
+                    {name: value.to(x.device) for name, value in latents.items()},
                 )
-                yield output, latents
 
     def predict(self, x: Tensor, num_samples: int = 20, batch_size: int = 4096) -> Tensor:
         """Draws of the likelihood's natural output: class probabilities, or the mean.
@@ -327,7 +424,8 @@ class Posterior:
             log_likelihood.append(likelihood.distribution(output, **latents).log_prob(y))
         output = self.masked(x, keep)
         compact = likelihood.natural(output)
-        law = likelihood.distribution(output, **self.mean_latents())
+        latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
+        law = likelihood.distribution(output, **latents)
         compact_log = law.log_prob(y).unsqueeze(0)
         ensemble = torch.stack(natural).mean(0)
         scores = {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyro_sparse import nets
 from pyro_sparse.graph import evaluating
 from pyro_sparse.infer import ELBO, fit, schedules
 from pyro_sparse.modules import own_parameters
@@ -57,7 +58,8 @@ def free_energy(
 ) -> float:
     """Negative evidence lower bound of all data, nats: lower is better.
 
-    Normalisations and the like are in eval mode, as everywhere in `Posterior`.
+    Batch normalisations use the statistics of each batch and its draw, as in training; dropout and
+    the like are in eval mode, as everywhere in `Posterior`.
 
     Args:
         posterior: model and guide.
@@ -73,11 +75,14 @@ def free_energy(
     with (
         evaluating(model),
         evaluating(guide),
+        nets.kept_statistics(model.net),
         torch.random.fork_rng([]),
         _seeded(loader, seed),
         own_parameters(model, guide),
     ):
         torch.manual_seed(seed)
+        for layer in nets.normalisations(model.net):
+            layer.train()
         for x, y in loader:
             loss = elbo.estimate(model, guide, x.to(device), y.to(device)).loss
             total += float(loss) * len(y)

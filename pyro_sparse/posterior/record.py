@@ -12,7 +12,6 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from pyro_sparse.graph import evaluating
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.modules import own_parameters
 
@@ -78,21 +77,16 @@ def record(
         predictive: dict[str, list[Any]] = {}
         likelihood: list[Tensor] = []
         stats: dict[str, list[float]] = {"log_p": [], "log_q": []}
-        with (
-            evaluating(model.net),
-            own_parameters(model, posterior.guide),
-            pyro.validation_enabled(False),
-        ):
+        with own_parameters(model, posterior.guide), pyro.validation_enabled(False):
             for _ in range(num_samples):
                 draw = next(draws)
                 for name, value in _variables(posterior, draw, rows, out).items():
                     variables.setdefault(name, []).append(value)
                 if x is None:
                     continue
-                output = torch.cat(
-                    [model.run(part, draw.rows, draw.gate) for part in x.split(batch_size)]
-                )
-                law = model.likelihood.distribution(output, **draw.latents)
+                output = posterior.outputs(x, draw.rows, draw.gate, batch_size)
+                latents = {name: value.to(x.device) for name, value in draw.latents.items()}
+                law = model.likelihood.distribution(output, **latents)
                 predictive.setdefault("y", []).append(law.sample())
                 natural = model.likelihood.natural(output)
                 predictive.setdefault(_natural_name(posterior), []).append(natural)

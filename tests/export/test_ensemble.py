@@ -128,6 +128,24 @@ def test_selected_inputs():
     assert torch.equal(ensemble(x), ensemble(changed))
 
 
+def test_batch_normalisation_of_each_draw():
+    """Every network has the statistics of its own weights, as `Posterior.predict` has."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    inputs = torch.randn(256, 4) * 3 + 2
+    first = posterior_of(net, inputs[:5])
+    posterior = Posterior(first.model, first.guide, inputs)
+    with torch.no_grad():
+        posterior.guide.row_families["0"].row_log_scale.fill_(0.0)
+    before = posterior.model.net[1].running_mean.clone()
+    nets = compact_draws(posterior, {}, draws=2).nets
+    assert torch.equal(posterior.model.net[1].running_mean, before)
+    for small in nets:
+        hidden = small[0](inputs)
+        torch.testing.assert_close(small[1].running_mean, hidden.mean(0), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(small[1].running_var, hidden.var(0), rtol=1e-3, atol=1e-3)
+    assert float((nets[0][1].running_var - nets[1][1].running_var).abs().max()) > 0.1
+
+
 def test_a_dense_model():
     model = models.Deterministic(mlp([3, 5, 2]), torch.randn(4, 3), num_data=9)
     posterior = Posterior(model, guides.for_model(model))

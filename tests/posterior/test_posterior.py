@@ -14,6 +14,7 @@ import pyro_sparse as ps
 from pyro_sparse import guides, likelihoods, models
 from pyro_sparse.nets import lenet5_caffe, mlp
 from pyro_sparse.posterior import MedianProbability, Posterior
+from pyro_sparse.posterior.exact import ExactDraws
 
 SPARSE = [
     models.SpikeSlabGaussian,
@@ -391,3 +392,78 @@ def test_inputs_that_were_pruned_for_good_have_no_influence(cls):
     draws = posterior.predict(x, num_samples=2)
     pyro.set_rng_seed(1)
     torch.testing.assert_close(posterior.predict(other, num_samples=2), draws)
+
+
+# -- batch normalisation -------------------------------------------------------------------------
+
+
+def normalised(inputs=None):
+    """A network with batch normalisation whose running statistics are those of other weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
+    )
+    posterior = fitted(
+        net, torch.zeros(2, 3, 6, 6), guide_options={"variance": "full", "initial_scale": 0.3}
+    )
+    return Posterior(posterior.model, posterior.guide, inputs)
+
+
+def buffers(posterior):
+    return {name: value.clone() for name, value in posterior.model.net.named_buffers()}
+
+
+def test_statistics_of_the_masked_network_are_shipped():
+    inputs = torch.randn(300, 3, 6, 6) * 2 + 1
+    posterior = normalised(inputs)
+    keep = posterior.keep()
+    assert not all(bool(mask.all()) for mask in keep.values())
+    before = posterior.masked(inputs, keep)
+    posterior.refresh_statistics(keep)
+    masked = posterior.masked(inputs, keep)
+    assert float((masked - before).abs().max()) > 0.1
+    # Activations of the second layer's kept channels have mean 0 and variance 1 before scaling.
+    seen = []
+    handle = posterior.model.net[4].register_forward_hook(lambda _, x, y: seen.append(x[0]))
+    posterior.masked(inputs, keep)
+    handle.remove()
+    layer = posterior.model.net[4]
+    own = seen[0].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(layer.running_mean, own.mean(1), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(layer.running_var, own.var(1), rtol=0.05, atol=0.05)
+    small = ps.compact(posterior, keep)
+    torch.testing.assert_close(small(inputs), masked, rtol=0, atol=1e-5)
+
+
+def test_draws_have_statistics_of_their_own():
+    inputs = torch.randn(256, 3, 6, 6) * 2 + 1
+    posterior = normalised(inputs)
+    before = buffers(posterior)
+    torch.manual_seed(1)
+    draws = [output for output, _ in posterior.draws(inputs, 4)]
+    assert all(torch.equal(v, before[n]) for n, v in buffers(posterior).items())
+    # What training computes: the same draw, normalised by the batch itself.
+    model = posterior.model
+    model.net[1].train()
+    model.net[4].train()
+    torch.manual_seed(1)
+    for output in draws:
+        with ps.modules.own_parameters(model, posterior.guide), ExactDraws():
+            trace = pyro.poutine.trace(posterior.guide).get_trace()
+        with pyro.poutine.replay(trace=trace), torch.no_grad():
+            trained = model.run(inputs, model.rows())
+        torch.testing.assert_close(output, trained, rtol=0.02, atol=0.02)
+
+
+def test_without_inputs_statistics_stay_as_they_are():
+    x = torch.randn(40, 3, 6, 6)
+    posterior = normalised()
+    before = buffers(posterior)
+    posterior.refresh_statistics()
+    posterior.predict(x, 2)
+    assert all(torch.equal(v, before[n]) for n, v in buffers(posterior).items())
+    # Nor does a network without batch normalisation cost anything more.
+    plain = Posterior(small().model, small().guide, torch.randn(9, 3))
+    assert plain._normalising == ()
