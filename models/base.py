@@ -17,6 +17,7 @@ from pyro_sparse.distributions import SpikeAndSlab
 from pyro_sparse.graph import Group, evaluating, groups
 from pyro_sparse.likelihoods import Categorical, Likelihood
 from pyro_sparse.modules import LocalPyroModule
+from pyro_sparse.precision import network_autocast
 
 from .inclusion import layerwise_inclusion_logits, logit
 from .support import Support
@@ -197,7 +198,10 @@ class SparseModel(LocalPyroModule):
             if self.support.restricted:
                 gate = gate * self.support["input"].to(gate.dtype)
             x = self.graph.gate_inputs(x, gate)
-        return functional_call(self.net, self.parameters_of(rows), (x,))
+        parameters = self.parameters_of(rows)
+        with network_autocast(x.device):
+            output = functional_call(self.net, parameters, (x,))
+        return output.to(self.output_scale.dtype)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Sample everything; observe ``y`` where given. Returns the network's output."""

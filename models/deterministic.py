@@ -14,6 +14,13 @@ from .base import SparseModel, positive
 __all__ = ["Deterministic"]
 
 
+class Flat(dist.ImproperUniform):
+    """An improper uniform prior whose log-density, 0, lies on the value's device."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value).to(value)
+
+
 class Deterministic(SparseModel):
     r"""Dense network with point estimates (maximum likelihood, or maximum a posteriori).
 
@@ -40,7 +47,7 @@ class Deterministic(SparseModel):
         for group in self.layers:
             shape = self.row_shape(group)
             if self.prior_scale is None:
-                prior = dist.ImproperUniform(dist.constraints.real, shape, ())
+                prior = Flat(dist.constraints.real, shape, ())
             else:
                 zero = torch.zeros_like(self.prior_scale)
                 prior = dist.Normal(zero, self.prior_scale).expand(shape)

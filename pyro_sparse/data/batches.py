@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -92,6 +93,7 @@ class Batches:
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.augment = augment
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
+        self._rank, self._ranks = 0, 1
         if len(self) == 0:
             advice = "Use a smaller batch_size or drop_last=False." if len(x) else "Check the data."
             raise ValueError(
@@ -102,7 +104,32 @@ class Batches:
     def __len__(self) -> int:
         """Batches an epoch."""
         whole, rest = divmod(len(self.x), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return whole + (rest >= self._ranks and not self.drop_last)
+
+    def shard(self, rank: int, ranks: int) -> Batches:
+        """The share of one of several processes in every batch, all of one size.
+
+        Together they see the batches of this loader, where ``batch_size`` is a multiple of
+        ``ranks``; otherwise the odd rows of a batch, others in each epoch, are left out. The order
+        is this loader's own, and goes on where it is.
+
+        Args:
+            rank: of the process, in 0..ranks-1.
+            ranks: number of processes, each of which has a loader of the same data and seed.
+
+        Raises:
+            ValueError: there is no such rank, or a batch has fewer rows than there are processes.
+        """
+        if not 0 <= rank < ranks:
+            raise ValueError(f"Batches: expected a rank in 0..{ranks - 1}, got {rank}.")
+        if min(self.batch_size, len(self.x)) < ranks:
+            raise ValueError(
+                f"Batches: expected at least one row of every batch for each of {ranks} processes, "
+                f"got batch_size={self.batch_size} and {len(self.x)} rows. Use a larger batch_size."
+            )
+        part = copy.copy(self)
+        part._rank, part._ranks = rank, ranks
+        return part
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         size = len(self.x)
@@ -110,6 +137,8 @@ class Batches:
             torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
         )
         for batch in rows.to(self.x.device).split(self.batch_size)[: len(self)]:
+            share = len(batch) // self._ranks
+            batch = batch[self._rank * share : (self._rank + 1) * share]
             x, y = self.x.index_select(0, batch), self.y.index_select(0, batch)
             yield (x if self.augment is None else self.augment(x, self.generator)), y
 

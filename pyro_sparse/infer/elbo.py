@@ -16,6 +16,7 @@ from torch.distributions import kl_divergence
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.precision import autocast_suspended
 
 from .local_reparameterisation import LocalReparameterisation
 
@@ -142,14 +143,24 @@ class ELBO(PyroELBO):
         return log_likelihood, kl, score
 
     def estimate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Estimate:
-        """One estimate of the loss with its terms; see :class:`Estimate`."""
+        """One estimate of the loss with its terms; see :class:`Estimate`.
+
+        Under ``torch.autocast`` only the network's forward pass is computed in lower precision.
+        """
+        device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
+        with autocast_suspended(device or torch.device("cpu")):
+            return self._estimate(model, guide, *args, **kwargs)
+
+    def _estimate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Estimate:
         draws = [
             self._particle(*self._get_trace(model, guide, args, kwargs))
             for _ in range(self.num_particles)
         ]
         count = len(draws)
         log_likelihood = torch.stack([torch.as_tensor(draw[0]) for draw in draws]).mean()
-        kl = torch.stack([torch.as_tensor(draw[1]) for draw in draws]).mean()
+        # A model without a prior has no KL, a number that lies nowhere.
+        there = log_likelihood.device
+        kl = torch.stack([torch.as_tensor(draw[1], device=there) for draw in draws]).mean()
         loss = self.kl_weight * kl - log_likelihood
         surrogate = loss
         if any(isinstance(score, Tensor) for _, _, score in draws):

@@ -116,3 +116,40 @@ def test_augmented_batches_repeat_and_resume() -> None:
 def test_crop_and_flip_refuses_less_than_nothing() -> None:
     with pytest.raises(ValueError, match="padding of at least 0"):
         crop_and_flip(-1)
+
+
+def test_shards_make_up_the_batches() -> None:
+    whole = Batches(X, Y, 4, seed=2)
+    shards = [Batches(X, Y, 4, seed=2).shard(rank, 2) for rank in range(2)]
+    for _ in range(2):
+        parts = zip(*shards, strict=True)
+        for (x, y), ((x0, y0), (x1, y1)) in zip(whole, parts, strict=True):
+            assert len(y0) == len(y1)
+            assert torch.equal(torch.cat([y0, y1]), y)
+            assert torch.equal(torch.cat([x0, x1]), x)
+
+
+def test_shards_are_of_one_size_whatever_is_left_over() -> None:
+    # 10 rows in batches of 4: 4, 4 and 2, which three processes cannot share.
+    shards = [Batches(X, Y, 4).shard(rank, 3) for rank in range(3)]
+    assert [len(shard) for shard in shards] == [2, 2, 2]
+    given = [list(shard) for shard in shards]
+    assert [[len(y) for _, y in one] for one in given] == [[1, 1]] * 3
+    seen = [int(y) for one in given for _, y in one]
+    assert len(set(seen)) == 6
+
+
+def test_a_shard_goes_on_with_the_loaders_order() -> None:
+    whole = Batches(X, Y, 5, seed=1)
+    expected = Batches(X, Y, 5, seed=1)
+    order(whole), order(expected)
+    shard = whole.shard(0, 1)
+    assert order(shard) == order(expected)
+    assert all(torch.equal(v, whole.state_dict()[n]) for n, v in shard.state_dict().items())
+
+
+def test_shards_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"rank in 0\.\.1, got 2"):
+        Batches(X, Y, 4).shard(2, 2)
+    with pytest.raises(ValueError, match="one row of every batch for each of 5 processes"):
+        Batches(X, Y, 4).shard(0, 5)

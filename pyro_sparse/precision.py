@@ -1,0 +1,43 @@
+"""Mixed precision for the network only: priors, KL terms and likelihoods keep their precision.
+
+Under ``torch.autocast`` the ELBO suspends it, and the model takes it up again for the network's own
+forward pass, whose output is cast back. So a KL of thousands of nats is not summed in 8 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+
+__all__ = ["autocast_suspended", "network_autocast"]
+
+_SUSPENDED: ContextVar[torch.dtype | None] = ContextVar("suspended autocast", default=None)
+
+
+@contextlib.contextmanager
+def autocast_suspended(device: torch.device) -> Iterator[None]:
+    """Context without autocast on ``device``; `network_autocast` inside brings it back."""
+    kind = device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        yield
+        return
+    token = _SUSPENDED.set(torch.get_autocast_dtype(kind))
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        _SUSPENDED.reset(token)
+
+
+@contextlib.contextmanager
+def network_autocast(device: torch.device) -> Iterator[None]:
+    """Context with the autocast that was suspended around it, if any."""
+    dtype = _SUSPENDED.get()
+    if dtype is None:
+        yield
+        return
+    with torch.autocast(device.type, dtype):
+        yield

@@ -1,0 +1,74 @@
+"""Autocast lowers the precision of the network's forward pass, and of nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_sparse import guides, models, nets
+from pyro_sparse.infer import ELBO
+from pyro_sparse.modules import own_parameters
+from pyro_sparse.precision import autocast_suspended, network_autocast
+
+CPU = torch.device("cpu")
+
+
+def product():
+    return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_suspended_and_taken_up_again():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert product() == torch.bfloat16
+        with autocast_suspended(CPU):
+            assert product() == torch.float32
+            with network_autocast(CPU):
+                assert product() == torch.bfloat16
+            assert product() == torch.float32
+        assert product() == torch.bfloat16
+    with network_autocast(CPU):
+        assert product() == torch.float32
+    with autocast_suspended(CPU), network_autocast(CPU):
+        assert product() == torch.float32
+
+
+class Spy(nn.Module):
+    """Remembers the type of what passes through."""
+
+    def forward(self, x):
+        self.seen = x.dtype
+        return x
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("name", sorted({"SpikeSlabGroupHorseshoe", "ReducibleGaussian"}))
+def test_only_the_network(name, local):
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 6), torch.randint(3, (16,))
+    model = getattr(models, name)(nets.mlp([6, 8, 3]), x[:2], num_data=100)
+    # A joint last layer draws its weights by a matrix product.
+    options = {"last_layer": "joint"} if name == "ReducibleGaussian" else {}
+    guide = guides.for_model(model, **options)
+    model.net.act1 = nn.Sequential(model.net.act1, Spy())
+    elbo = ELBO(local_reparameterisation=local)
+
+    def estimate():
+        torch.manual_seed(1)
+        guide.zero_grad()
+        with own_parameters(model, guide):
+            result = elbo.estimate(model, guide, x, y)
+        result.kl.backward(retain_graph=True)
+        gradients = [p.grad.clone() for p in guide.parameters() if p.grad is not None]
+        return result, gradients, model.net.act1[1].seen
+
+    exact, gradients, seen = estimate()
+    assert seen == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, others, seen = estimate()
+    assert local or seen == torch.bfloat16
+    assert torch.equal(mixed.kl, exact.kl)
+    assert gradients
+    assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert mixed.log_likelihood.dtype == torch.float32
+    # Rounded to 8 bits, not more, and not less.
+    error = abs(float((mixed.log_likelihood / exact.log_likelihood).detach()) - 1)
+    assert 1e-7 < error < 0.02
