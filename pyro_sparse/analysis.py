@@ -107,6 +107,7 @@ def analyse(
     draws: int = 100,
     members: int = 10,
     outside: str | None = None,
+    checkpoint: str = "last",
 ) -> dict[str, Any]:
     """Everything one asks of the run in ``folder``, on its test set.
 
@@ -119,6 +120,7 @@ def analyse(
         draws: of the ensemble.
         members: compact networks drawn from the posterior, as `export --draws` ships them.
         outside: name of another data set with inputs of the same shape, to be told from the run's.
+        checkpoint: ``"last"`` or ``"best"``, see :func:`pyro_sparse.experiment.load`.
 
     Returns:
         ``groups`` (the summary by layer), ``scores`` of ensemble and compact network,
@@ -130,7 +132,7 @@ def analyse(
         ValueError: ``outside`` has inputs of another shape, or targets are not classes.
     """
     folder = Path(folder)
-    settings, dataset, posterior = experiment.load(folder, root)
+    settings, dataset, posterior = experiment.load(folder, root, checkpoint)
     if not (folder / "summary.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no finished run (no summary.json): it could not be pruned"
@@ -171,6 +173,7 @@ def analyse(
     curve = size_curve(posterior, test, measure, keep, target_scale=scale)
     all_of_them = {**both, "members": several}
     result = {
+        "checkpoint": checkpoint,
         "draws": draws,
         "members": members,
         "groups": [dataclasses.asdict(group) for group in posterior.summary(lambda _: keep).groups],

@@ -26,6 +26,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt as error:
+            # Training that was asked to stop says where it did, and by which signal.
+            click.echo(str(error) or "stopped", err=True)
+            ctx.exit(getattr(error, "exit_code", 130))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -203,6 +207,12 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(0),
             help="Prune for good every so many epochs in the midst of training.",
         ),
+        click.option(
+            "--retries",
+            type=click.IntRange(0),
+            help="How often training may go back to the last good epoch, with half the learning "
+            "rates, when something is no longer finite.",
+        ),
         click.option("--seed", default=0, show_default=True, help="Of everything random."),
         click.option("--quiet", is_flag=True, help="No progress bar."),
     ]
@@ -239,13 +249,19 @@ def zoo() -> None:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Run folder."
 )
-def fit(model: str, out: Path, **options: Any) -> None:
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --out, with the options it was begun with.",
+)
+def fit(model: str, out: Path, resume: bool, **options: Any) -> None:
     """Train MODEL (a name from `pyro-sparse zoo`) and write a run folder.
 
     \b
     The folder holds config.json, metrics.jsonl (a line an epoch), checkpoint/,
     summary.json, figures/ and report.html. Ship the pruned network with
         pyro-sparse export RUN --out DIR
+    A run that was stopped, by Ctrl-C or otherwise, goes on with --resume.
 
     \b
     Example:
@@ -256,7 +272,9 @@ def fit(model: str, out: Path, **options: Any) -> None:
 
     chosen = experiment.settings_for(model, strict=True, **settings)
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
-    summary = experiment.run(chosen, out, dataset=dataset, progress=not places["quiet"])
+    summary = experiment.run(
+        chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"]
+    )
     report.print_table([summary])
     click.echo(f"\nrun folder: {out}")
 
@@ -317,6 +335,13 @@ def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
     help="Another data set with inputs of the same shape: how well uncertainty tells them apart.",
 )
 @click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Of the last epoch, or of the one with the best evidence lower bound on validation data.",
+)
+@click.option(
     "--data-root",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="PYRO_SPARSE_DATA",
@@ -370,6 +395,13 @@ def analyse(run: Path, data_root: Path | None, **options: Any) -> None:
     default=True,
     show_default=True,
     help="Measure latency for the model card, a few seconds.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Of the last epoch, or of the one with the best evidence lower bound on validation data.",
 )
 @click.option(
     "--data-root",

@@ -1,16 +1,15 @@
 """One run from a data set's name to a run folder: what the command line does.
 
 A run folder has config.json (the settings), metrics.jsonl (a line an epoch), checkpoint/,
-summary.json, figures/ and report.html. `load` gives the fitted posterior back.
+summary.json, figures/ and report.html, which is written last; pretrain/ and pass-1/, pass-2/, ...
+are run folders of training before and after. `load` gives the fitted posterior back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ __all__ = [
     "compare",
     "load",
     "load_data",
+    "read_settings",
     "run",
     "run_keep",
     "settings_for",
@@ -116,6 +116,7 @@ def run(
     out: str | Path,
     *,
     dataset: data.Dataset,
+    resume: bool = False,
     progress: bool = True,
     figures: bool = True,
 ) -> dict[str, Any]:
@@ -123,17 +124,29 @@ def run(
 
     Args:
         settings: as by `settings_for`.
-        out: the run folder, which must not hold a run.
+        out: the run folder, which must not hold a run, unless it is resumed.
         dataset: the data, by `load_data`.
+        resume: go on with the run in ``out``, wherever it was stopped; start it where there is none
+            yet, and return the summary of one that is finished. It ends as a run that was never
+            stopped, bit for bit.
         progress: show a progress bar.
         figures: write figures/.
 
     Raises:
-        ValueError: before any training, where settings or data are wrong or ``out`` is taken.
+        ValueError: before any training, where settings or data are wrong, ``out`` is taken, or the
+            run to resume was begun with other settings.
+        Interrupted: see :func:`pyro_sparse.fit`; ``resume`` goes on.
     """
     out = Path(out)
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} already holds a run; choose another folder with --out")
+    begun = (out / "config.json").exists()
+    if begun and not resume:
+        raise ValueError(
+            f"{out} already holds a run; choose another folder with --out, or go on with --resume"
+        )
+    if begun:
+        _check_settings(settings, out)
+        if (out / "report.html").is_file():
+            return _read_json(out / "summary.json")
     model, guide = build(settings, dataset)
     split = dataset.train
     loader = data.Batches(
@@ -153,44 +166,49 @@ def run(
     try:
         seconds = 0.0
         if settings.pretrain:
-            net, seconds = _pretrained(settings, dataset, loader, progress)
+            net, seconds = _pretrained(settings, dataset, loader, out, resume, progress)
             model, guide = build(settings, dataset, net)
         posterior = Posterior(model, guide, split.x)
+        held_out = dataset.validation
         fitted = infer.fit(
             model,
             guide,
             loader,
             out=out,
+            resume=resume,
             num_particles=settings.num_particles,
-            on_epoch=_EpochMetrics(settings, posterior, rule, dataset.validation),
+            validation=(held_out.x, held_out.y) if len(held_out) else None,
+            on_epoch=_EpochMetrics(settings, posterior, rule, held_out),
             **_fit_options(settings, settings.epochs, len(split), progress),
         )
     except ValueError:
-        # Refused before it began: the folder holds no run, and may be used again.
-        (out / "config.json").unlink()
+        if not begun and not any(infer.RunFolder(one).started for one in (out, out / "pretrain")):
+            # Refused before it began: the folder holds no run, and may be used again.
+            (out / "config.json").unlink()
         raise
     seconds += fitted.seconds
     path: list[pruning.Pass] = []
     if settings.passes:
         epochs = max(1, round(settings.retrain * settings.epochs))
-        started = time.perf_counter()
         try:
             path = pruning.iterate(
                 posterior,
                 loader,
                 rule=None if settings.rule is None and posterior.gaussians() else rule,
                 max_passes=settings.passes,
+                out=out,
+                resume=resume,
                 **_fit_options(settings, epochs, len(split), progress, retrain=True),
             )
         except ValueError as error:
             # As where one unit a group costs more than the budget that the others left.
             raise PruningError(f"{error}. The run is kept in {out}") from error
-        seconds += time.perf_counter() - started
+        seconds += sum(step.seconds for step in path)
         # What was pruned is out for good; what is left is kept where anything flows through it.
         rule = selection.default_rule(model)
         posterior.refresh_statistics(posterior.keep(rule))
         infer.save_checkpoint(
-            infer.checkpoint_file(out), model, guide, progress={"history": fitted.history}
+            infer.checkpoint_file(out, "pruned"), model, guide, progress={"passes": len(path) - 1}
         )
     try:
         summary = summarise(settings, posterior, dataset, rule)
@@ -207,6 +225,40 @@ def run(
         write_figures(posterior, fitted.history, out / "figures", path)
     page.write_run(out)
     return summary
+
+
+def _check_settings(settings: Settings, out: Path) -> None:
+    """Raise ``ValueError`` unless the run in ``out`` was begun with these settings."""
+    there = dataclasses.asdict(read_settings(out))
+    differ = [
+        f"--{name.replace('_', '-')} was {there[name]!r}, is {value!r}"
+        for name, value in dataclasses.asdict(settings).items()
+        if there[name] != value
+    ]
+    if differ:
+        raise ValueError(
+            f"{out} was begun with other settings: {'; '.join(differ)}. A run goes on as it was "
+            "begun (its schedules depend on --epochs, too); repeat its command, or choose another "
+            "folder with --out"
+        )
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a run folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: config.json does not hold settings.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no run (no config.json); make one with pyro-sparse fit --out {folder}"
+        )
+    try:
+        return Settings(**_read_json(config))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
 
 
 def _fit_options(
@@ -230,18 +282,24 @@ def _fit_options(
         "clip_norm": settings.clip_norm,
         "optimizer": infer.OPTIMIZERS[settings.optimizer],
         "seed": settings.seed,
+        "retries": settings.retries,
         "progress": progress,
     }
 
 
 def _pretrained(
-    settings: Settings, dataset: data.Dataset, loader: data.Batches, progress: bool
+    settings: Settings,
+    dataset: data.Dataset,
+    loader: data.Batches,
+    out: Path,
+    resume: bool,
+    progress: bool,
 ) -> tuple[nn.Module, float]:
     """The dense network after ``pretrain`` epochs, and the seconds that took."""
     dense = dataclasses.replace(settings, model="dense", prior_scale=None)
     model, guide = build(dense, dataset)
     options = _fit_options(settings, settings.pretrain, len(dataset.train), progress)
-    fitted = infer.fit(model, guide, loader, **options)
+    fitted = infer.fit(model, guide, loader, out=out / "pretrain", resume=resume, **options)
     posterior = Posterior(model, guide, dataset.train.x)
     posterior.refresh_statistics()
     return _dense_network(posterior), fitted.seconds
@@ -419,27 +477,33 @@ def write_figures(
 
 
 def load(
-    folder: str | Path, root: str | Path | None = None
+    folder: str | Path, root: str | Path | None = None, checkpoint: str = "last"
 ) -> tuple[Settings, data.Dataset, Posterior]:
     """Settings, data and fitted posterior of a run folder.
 
+    Args:
+        folder: the run.
+        root: of its data.
+        checkpoint: ``"last"``, as training and pruning passes ended, or ``"best"``, of the epoch
+            with the largest evidence lower bound on the validation data.
+
     Raises:
         FileNotFoundError: the folder holds no run, or its data are not found.
-        ValueError: the checkpoint does not fit.
+        ValueError: the checkpoint does not fit; ``"best"`` of a run with pruning passes, which come
+            after it.
     """
     folder = Path(folder)
-    config = folder / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no run (no config.json); make one with pyro-sparse fit --out {folder}"
+    settings = read_settings(folder)
+    if checkpoint == "best" and settings.passes:
+        raise ValueError(
+            f"{folder} was pruned after training, and its best checkpoint is from before; "
+            "take the last"
         )
-    try:
-        settings = Settings(**json.loads(config.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
     dataset = load_data(settings, root)
     model, guide = build(settings, dataset)
-    infer.restore(infer.checkpoint_file(folder), model, guide)
+    path = infer.checkpoint_file(folder, checkpoint)
+    pruned = infer.checkpoint_file(folder, "pruned")
+    infer.restore(pruned if settings.passes and pruned.is_file() else path, model, guide)
     return settings, dataset, Posterior(model, guide, dataset.train.x)
 
 
@@ -465,6 +529,7 @@ def write_export(
     pt2: bool = False,
     draws: int = 0,
     dense: str | Path | None = None,
+    checkpoint: str = "last",
 ) -> dict[str, Any]:
     """Prune the run in ``folder`` and save its compact network to ``out``; returns the summary.
 
@@ -478,6 +543,7 @@ def write_export(
         draws: compact networks drawn from the posterior, in place of the one at its means.
         dense: run folder of the dense baseline, for the model card; the folder ``dense`` beside the
             run when absent, as `compare` writes it, if it is of the same data and net.
+        checkpoint: ``"last"`` or ``"best"``, see `load`.
 
     Raises:
         FileExistsError: ``out`` is not empty.
@@ -486,7 +552,7 @@ def write_export(
         ValueError: a layer would keep no unit; ``dense`` is no baseline of this run.
     """
     export.check_target(out, onnx=onnx)
-    settings, dataset, posterior = load(folder, root)
+    settings, dataset, posterior = load(folder, root, checkpoint)
     baseline = _dense_scores(Path(folder), settings, dense)
     keep = run_keep(settings, posterior, dataset, rule)
     if rule is not None:
@@ -504,7 +570,9 @@ def write_export(
     one = export.Ensemble([small], latents)
     done["scores"] = {
         "dense": baseline,
-        "ensemble": _ensemble_scores(Path(folder), settings, posterior, dataset, keep),
+        "ensemble": _ensemble_scores(
+            Path(folder) if checkpoint == "last" else None, settings, posterior, dataset, keep
+        ),
         "compact": export.ensemble_scores(one, likelihood, test.x, test.y, scale),
     }
     if draws:
@@ -528,6 +596,7 @@ def write_export(
                 name: getattr(settings, name) for name in ("model", "net", "data", "epochs", "seed")
             },
             "settings": dataclasses.asdict(settings),
+            "checkpoint": checkpoint,
             **done,
         },
     )
@@ -549,16 +618,15 @@ def _scores_of(summary: Mapping[str, Any], network: str) -> dict[str, float]:
 
 
 def _ensemble_scores(
-    folder: Path,
+    folder: Path | None,
     settings: Settings,
     posterior: Posterior,
     dataset: data.Dataset,
     keep: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """Scores of the posterior's draws: the run's own, which do not depend on what is kept."""
-    summary = folder / "summary.json"
-    if summary.is_file():
-        return _scores_of(json.loads(summary.read_text()), "ensemble")
+    """Scores of the posterior's draws: those of a run, which do not depend on what is kept."""
+    if folder is not None and (folder / "summary.json").is_file():
+        return _scores_of(_read_json(folder / "summary.json"), "ensemble")
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
@@ -671,6 +739,8 @@ def _write_figure(path: Path, panels: Sequence[Callable[[Any], Any]]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(aside, path)
+    infer.write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import shutil
+import signal
 
 import pytest
 import torch
@@ -363,3 +366,56 @@ def test_what_cannot_be_timed(run, tmp_path):
     assert "does not say which full-size network" in fail("bench", tmp_path / "third")
     (tmp_path / "config.json").write_text("{")
     assert "is not valid JSON" in fail("bench", tmp_path)
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+def test_resume(tmp_path):
+    # Nothing there yet: it starts. Finished: it is left alone.
+    out = tmp_path / "run"
+    succeed("fit", "ss-ig", *TINY, "--out", out, "--resume")
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert "run folder" in succeed("fit", "ss-ig", *TINY, "--out", out, "--resume")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == written
+    message = fail("fit", "ss-ig", *TINY, "--epochs", "9", "--seed", "3", "--out", out, "--resume")
+    assert "--epochs was 2, is 9; --seed was 0, is 3" in message
+    assert "go on with --resume" in fail("fit", "ss-ig", *TINY, "--out", out)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(tmp_path, monkeypatch, signum, code):
+    from pyro_sparse.infer.training import Training
+
+    step = Training._step
+
+    def signalling(self, x, y):
+        if len(self.run.history) == 1 and self.running.steps == 3:
+            os.kill(os.getpid(), signum)
+        return step(self, x, y)
+
+    monkeypatch.setattr(Training, "_step", signalling)
+    out = tmp_path / "run"
+    result = call("fit", "ss-ig", *TINY, "--out", out)
+    assert result.exit_code == code
+    last = result.output.strip().splitlines()[-1]
+    name = signal.Signals(signum).name
+    assert last.startswith(f"stopped by {name} in epoch 2 of 2, after step 4; go on in {out} with")
+    monkeypatch.undo()
+    whole = tmp_path / "whole"
+    succeed("fit", "ss-ig", *TINY, "--out", whole)
+    succeed("fit", "ss-ig", *TINY, "--out", out, "--resume")
+    summaries = [read(folder / "summary.json") for folder in (out, whole)]
+    for summary in summaries:
+        del summary["train_seconds"], summary["seconds_per_epoch"]
+    assert summaries[0] == summaries[1]
+
+
+def test_the_best_checkpoint(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    succeed("analyse", run, "--checkpoint", "best", "--draws", "2", "--members", "2")
+    assert read(run / "analysis.json")["checkpoint"] == "best"
+    succeed("export", run, "--checkpoint", "best", "--out", tmp_path / "best", "--no-bench")
+    succeed("export", run, "--out", tmp_path / "last", "--no-bench")
+    chosen = [read(tmp_path / one / "config.json")["metadata"] for one in ("best", "last")]
+    assert [one["checkpoint"] for one in chosen] == ["best", "last"]

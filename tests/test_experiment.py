@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import math
+import os
+import re
 import sys
 import types
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pyro_sparse import data, experiment, export
@@ -112,7 +115,9 @@ def test_run_folder(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
-    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["last.safetensors"]
+    assert all(math.isfinite(line["validation_elbo_per_datum"]) for line in lines)
+    kept = {path.name for path in (folder / "checkpoint").iterdir()}
+    assert kept == {"last.safetensors", "best.safetensors"}
     for name in ("training", "inclusion", "units"):
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(folder.rglob("*.tmp"))
@@ -195,6 +200,124 @@ def test_a_layer_that_keeps_nothing(digits, tmp_path):
     # What was trained can still be looked at.
     _, _, posterior = experiment.load(out)
     assert posterior.summary().groups[0].kept == 0
+
+
+# -- going on ------------------------------------------------------------------------------------
+
+PHASES = {
+    **{"net": "mlp:6", "batch_size": 128, "lr": 0.05, "scale_lr": 0.05},
+    **{"pretrain": 2, "epochs": 5, "passes": 2},
+}
+"""Pretraining, training and pruning passes, in a second."""
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_before(writes, monkeypatch):
+    """From now on, the process ends before that many files have taken their places."""
+    done = 0
+    replace = os.replace
+
+    def replacing(source, target):
+        nonlocal done
+        done += 1
+        if done == writes:
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    return lambda: done
+
+
+def outcome(folder):
+    """All that a run leaves, but for times: parameters, metrics, path and summary."""
+    tensors = {
+        path.relative_to(folder): {
+            name: value
+            for name, value in load_file(path).items()
+            if name.startswith(("guide.", "model."))
+        }
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
+    numbers = {
+        path.relative_to(folder): re.sub(
+            r'"[a-z_]*seconds[a-z_]*": [-+.e0-9]+', "", path.read_text()
+        )
+        for path in sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.json")])
+    }
+    return tensors, numbers
+
+
+@pytest.fixture(scope="module")
+def phases(diabetes, tmp_path_factory):
+    """A run with every phase that was never stopped, and how many files it moved into place."""
+    out = tmp_path_factory.mktemp("phases") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        count = killed_before(-1, patch)
+        settings = settings_for("bmr", "diabetes", **PHASES)
+        experiment.run(settings, out, dataset=diabetes, progress=False, figures=False)
+    names = {str(path) for path in outcome(out)[0]}
+    assert names >= {
+        *("checkpoint/last.safetensors", "checkpoint/best.safetensors"),
+        *("checkpoint/pruned.safetensors", "pretrain/checkpoint/last.safetensors"),
+        "pass-2/checkpoint/last.safetensors",
+    }
+    return out, count()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+def test_a_run_goes_on_from_any_phase(phases, share, diabetes, tmp_path, monkeypatch):
+    whole, count = phases
+    settings = settings_for("bmr", "diabetes", **PHASES)
+    options = {"dataset": diabetes, "progress": False, "figures": False}
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        killed_before(1 + round(share * (count - 1)), patch)
+        with pytest.raises(Killed):
+            experiment.run(settings, out, **options)
+    summary = experiment.run(settings, out, resume=True, **options)
+    assert summary == read(out / "summary.json")
+    (tensors, numbers), (expected, others) = outcome(out), outcome(whole)
+    assert numbers == others
+    assert tensors.keys() == expected.keys()
+    for path in tensors:
+        assert tensors[path].keys() == expected[path].keys()
+        for name, value in tensors[path].items():
+            assert torch.equal(value, expected[path][name]), (path, name)
+    # What is finished is read, not made again.
+    assert experiment.run(settings, out, resume=True, **options) == summary
+
+
+def test_going_on_with_other_settings(phases, diabetes):
+    whole, _ = phases
+    settings = settings_for("bmr", "diabetes", **{**PHASES, "epochs": 4, "seed": 1})
+    before = outcome(whole)
+    with pytest.raises(ValueError, match=r"other settings: --epochs was 5, is 4; --seed was 0, is"):
+        experiment.run(settings, whole, dataset=diabetes, resume=True)
+    assert outcome(whole)[1] == before[1]
+
+
+def test_a_damaged_checkpoint_does_not_lose_the_run(diabetes, tmp_path):
+    settings = settings_for("ss-ig", "diabetes", net="mlp:6", epochs=2)
+    options = {"dataset": diabetes, "progress": False, "figures": False}
+    experiment.run(settings, tmp_path, **options)
+    (tmp_path / "report.html").unlink()
+    file = tmp_path / "checkpoint" / "last.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"is damaged.*best\.safetensors"):
+        experiment.run(settings, tmp_path, resume=True, **options)
+    file.write_bytes(content)
+    experiment.run(settings, tmp_path, resume=True, **options)
+
+
+def test_the_best_of_a_pruned_run(phases):
+    with pytest.raises(ValueError, match="was pruned after training"):
+        experiment.load(phases[0], checkpoint="best")
+    *_, posterior = experiment.load(phases[0])
+    assert posterior.model.support.restricted
 
 
 # -- compare -------------------------------------------------------------------------------------

@@ -1,57 +1,115 @@
 """Checkpoints: one safetensors file holds everything that training needs to go on, no pickle.
 
-Tensors are named ``guide.…``, ``model.…``, ``optimizer.…``, ``loader.…`` and ``random.…``; the
-rest (the epochs' metrics, class names, the optimiser's numbers) is JSON in the file's header. The
-file is written aside and renamed: a reader finds the old one or the new one, never half of either.
+Tensors are named ``guide.…``, ``model.…``, ``optimizer.…``, ``loader.…``, ``random.…`` and, in the
+midst of an epoch, ``order.…``; the rest (the epochs' metrics, class names, the optimiser's numbers)
+is JSON in the file's header, beside a checksum of all. The file is written aside and renamed: a
+reader finds the old one or the new one, never half of either.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["checkpoint_file", "load_checkpoint", "restore", "save_checkpoint"]
+__all__ = [
+    "State",
+    "capture",
+    "checkpoint_file",
+    "install",
+    "load_checkpoint",
+    "order_of",
+    "restore",
+    "save_checkpoint",
+    "set_order",
+    "write_checkpoint",
+]
 
 FORMAT = 1
 
 
-def checkpoint_file(folder: Path) -> Path:
-    """Where a run folder keeps its last checkpoint."""
-    return folder / "checkpoint" / "last.safetensors"
+class State(NamedTuple):
+    """A checkpoint in memory.
+
+    header:  what JSON can hold
+    tensors: on the CPU, sharing memory with nothing
+    """
+
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def order(self) -> dict[str, Tensor]:
+        """`order_of` the loader when the running epoch began, in a state from its midst."""
+        return _part(self.tensors, "order.")
 
 
-def save_checkpoint(
-    path: Path,
+def checkpoint_file(folder: Path, which: str = "last") -> Path:
+    """Where a run folder keeps its ``last`` or ``best`` checkpoint."""
+    return folder / "checkpoint" / f"{which}.safetensors"
+
+
+def order_of(loader: Any) -> dict[str, Tensor]:
+    """What decides noise and batches from here on: random states, and the loader's own.
+
+    A loader takes part if its ``state_dict`` holds nothing but tensors.
+    """
+    order = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        order["random.cuda"] = torch.cuda.get_rng_state()
+    if hasattr(loader, "state_dict"):
+        own = loader.state_dict()
+        if all(isinstance(value, Tensor) for value in own.values()):
+            order |= {f"loader.{name}": value for name, value in own.items()}
+    return order
+
+
+def set_order(order: Mapping[str, Tensor], loader: Any) -> None:
+    """Set random states and loader to what `order_of` gave; other entries are ignored."""
+    torch.set_rng_state(order["random.cpu"])
+    if "random.cuda" in order and torch.cuda.is_available():
+        torch.cuda.set_rng_state(order["random.cuda"])
+    _set_loader(order, loader)
+
+
+def _set_loader(order: Mapping[str, Tensor], loader: Any) -> None:
+    own = _part(order, "loader.")
+    if own and hasattr(loader, "load_state_dict"):
+        loader.load_state_dict(own)
+
+
+def capture(
     model: nn.Module,
     guide: nn.Module,
     *,
     optimizer: torch.optim.Optimizer | None = None,
     loader: Any = None,
+    order: Mapping[str, Tensor] | None = None,
     progress: Mapping[str, Any] | None = None,
-) -> None:
-    """Write model, guide and, where given, the state of training.
+) -> State:
+    """A copy of model, guide and, where given, the state of training.
 
     Args:
-        path: the file; its folder is made.
         model: its buffers are kept.
         guide: its parameters are kept.
         optimizer: its state, if training may go on.
         loader: its order, where it has a ``state_dict`` of tensors.
+        order: `order_of` the loader when the running epoch began.
         progress: anything JSON can hold, such as the epoch.
     """
-    tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors = order_of(loader)
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"order.{name}": value for name, value in (order or {}).items()}
     header: dict[str, Any] = {
         "format": FORMAT,
         "model": type(model).__name__,
@@ -67,40 +125,125 @@ def save_checkpoint(
                 for name, value in entries.items()
                 if isinstance(value, Tensor)
             }
-    if hasattr(loader, "state_dict"):
-        tensors |= {f"loader.{name}": value for name, value in loader.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
     # Clones: safetensors refuses tensors that share memory, as expanded buffers may.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(plain, aside, metadata={"pyro_sparse": json.dumps(header)})
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    return State(copy.deepcopy(header), plain)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def write_checkpoint(path: Path, state: State) -> None:
+    """Write a checkpoint in one step; its folder is made.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched, and nothing is left
+            beside it.
+    """
+    aside = path.with_name(path.name + ".tmp")
+    header = json.dumps(state.header)
+    metadata = {"pyro_sparse": header, "checksum": _checksum(header, state.tensors)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state.tensors, aside, metadata=metadata)
+        _flush(aside)
+        os.replace(aside, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        _remove(aside)
+        message = (
+            f"cannot write {path}: {error}. Checkpoints written before are untouched; make room "
+            "(or the folder writable), then go on with resume"
+        )
+        raise OSError(message) from error
+    except BaseException:
+        _remove(aside)
+        raise
+
+
+def _remove(path: Path) -> None:
+    # What kept the file from being written may keep it from being removed.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, from the cache to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        # Contiguous, but where a dimension is 1 its stride may be anything, which view minds.
+        flat = value.contiguous().as_strided((value.numel(),), (1,))
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, model: nn.Module, guide: nn.Module, **state: Any) -> None:
+    """Write model, guide and, where given, the state of training.
+
+    Args:
+        path: the file; its folder is made.
+        model, guide, **state: see `capture`.
+
+    Raises:
+        OSError: see `write_checkpoint`.
+    """
+    write_checkpoint(path, capture(model, guide, **state))
+
+
+def load_checkpoint(path: Path) -> State:
     """Header and tensors of a checkpoint.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is no checkpoint of this format.
+        ValueError: the file is no checkpoint of this format, or not as it was written.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, found none; was the run fitted?")
+        raise FileNotFoundError(
+            f"expected a checkpoint at {path}, found none; was the run fitted?{_others(path)}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("pyro_sparse", "{}"))
+            metadata = file.metadata() or {}
+            text = metadata.get("pyro_sparse", "{}")
+            header = json.loads(text)
             # Copies: mapped memory need not be aligned, which may change the last bit of sums.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {error}{_others(path)}") from error
     if header.get("format") != FORMAT:
         raise ValueError(
             f"{path} has checkpoint format {header.get('format')}, expected {FORMAT}; load it with "
             "the version of pyro-sparse that wrote it"
         )
-    return header, tensors
+    # Checkpoints of 0.1.0 have no checksum.
+    if metadata.get("checksum", "") not in ("", _checksum(text, tensors)):
+        raise ValueError(
+            f"{path} is damaged: its content does not have the checksum that was written with it"
+            f"{_others(path)}"
+        )
+    return State(header, tensors)
+
+
+def _others(path: Path) -> str:
+    """Says which other checkpoints lie beside one that cannot be used."""
+    others = [
+        other.name
+        for other in (path.with_name("last.safetensors"), path.with_name("best.safetensors"))
+        if other != path and other.is_file()
+    ]
+    if not others:
+        return ""
+    return (
+        f". There is {others[0]} beside it, which may be used instead: load it, or copy it to "
+        f"{path.name} to go on from there"
+    )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -111,27 +254,35 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def restore(
-    path: Path,
+def install(
+    state: State,
     model: nn.Module,
     guide: nn.Module,
     *,
     optimizer: torch.optim.Optimizer | None = None,
     loader: Any = None,
+    origin: str | Path = "the state",
 ) -> dict[str, Any]:
-    """Load a checkpoint into modules of the same kind; returns its ``progress``.
+    """Bring model, guide and, where given, training to a state; returns its ``progress``.
 
     The random state is set as well where ``optimizer`` is given, that is, to go on training.
 
+    Args:
+        state: by `capture` or `load_checkpoint`.
+        model, guide: of the same kind.
+        optimizer: with the same parameters.
+        loader: with the same data.
+        origin: what errors call it.
+
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`, or the checkpoint is of another model,
-            guide or network.
+        ValueError: the state is of another model, guide or network, or holds none of training.
     """
-    header, tensors = load_checkpoint(path)
-    for role, module in (("model", model), ("guide", guide)):
+    header, tensors = state
+    modules = {"model": model, "guide": guide}
+    for role, module in modules.items():
         if header[role] != type(module).__name__:
             raise ValueError(
-                f"{path} holds a {role} of class {header[role]}, expected "
+                f"{origin} holds a {role} of class {header[role]}, expected "
                 f"{type(module).__name__}; build the {role} that was fitted"
             )
         saved, own = _part(tensors, f"{role}."), module.state_dict()
@@ -142,23 +293,38 @@ def restore(
         )
         if differ:
             raise ValueError(
-                f"{path} does not fit this {role}: {', '.join(differ[:3])} differ in name or shape "
-                "(another network or other options?); build it as it was fitted"
+                f"{origin} does not fit this {role}: {', '.join(differ[:3])} differ in name or "
+                "shape (another network or other options?); build it as it was fitted"
             )
-        module.load_state_dict(saved)
+    if optimizer is not None and "optimizer" not in header:
+        raise ValueError(f"{origin} has no state of training, it cannot be resumed")
+    for role, module in modules.items():
+        module.load_state_dict(_part(tensors, f"{role}."))
     if optimizer is not None:
-        if "optimizer" not in header:
-            raise ValueError(f"{path} has no state of training, it cannot be resumed")
-        state: dict[int, dict[str, Tensor]] = {}
+        entries: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             index, entry = name.split(".", 1)
-            state.setdefault(int(index), {})[entry] = value
-        optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]})
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-    if hasattr(loader, "load_state_dict"):
-        order = _part(tensors, "loader.")
-        if order:
-            loader.load_state_dict(order)
-    return header["progress"]
+            # The optimiser changes its state in place, and this one may be needed again.
+            entries.setdefault(int(index), {})[entry] = value.clone()
+        groups = copy.deepcopy(header["optimizer"])
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        set_order(tensors, None)
+    _set_loader(tensors, loader)
+    return copy.deepcopy(header["progress"])
+
+
+def restore(
+    path: Path,
+    model: nn.Module,
+    guide: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    loader: Any = None,
+) -> dict[str, Any]:
+    """`install` what lies in a file; returns its ``progress``.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint` and `install`.
+    """
+    state = load_checkpoint(path)
+    return install(state, model, guide, optimizer=optimizer, loader=loader, origin=path)

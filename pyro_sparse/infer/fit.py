@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from rich.progress import (
     BarColumn,
@@ -20,70 +16,30 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_sparse.data import check
+from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
-from pyro_sparse.modules import own_parameters
 
-from .checkpoint import checkpoint_file, restore, save_checkpoint
+from .checkpoint import State, write_checkpoint
+from .divergence import Divergence
 from .elbo import ELBO
+from .folder import RunFolder
+from .lower_bound import lower_bound
 from .schedules import Schedule, cheap, cosine, ramp
+from .stopping import StopRequest
+from .training import RETRY_FACTOR, Run, Training
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["OPTIMIZERS", "Run", "check_data", "fit"]
+__all__ = ["OPTIMIZERS", "check_data", "fit"]
 
-
-@dataclass
-class Run:
-    """What `fit` returns: the metrics of every epoch, and where they lie.
-
-    Attributes:
-        history: one dict an epoch: ``epoch``, ``loss`` (nats per example, KL weighted as trained),
-            ``elbo_per_datum``, ``log_likelihood_per_datum``, ``kl`` (nats), ``kl_weight``, ``lr``,
-            ``seconds``, and ``kept``, ``expected``, ``undecided``: units by group.
-        out: the run folder, or None.
-    """
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    out: Path | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training."""
-        return sum(entry["seconds"] for entry in self.history)
-
-
-class _Objective(nn.Module):
-    """Model, guide and ELBO as one module, so that Fabric moves and wraps them together."""
-
-    model: SparseModel
-    guide: GroupGuide
-    elbo: ELBO
-
-    def __init__(self, model: SparseModel, guide: GroupGuide, elbo: ELBO) -> None:
-        super().__init__()
-        self.model, self.guide, self.elbo = model, guide, elbo
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with own_parameters(self.model, self.guide):
-            estimate = self.elbo.estimate(self.model, self.guide, x, y)
-        return estimate.loss, estimate.log_likelihood.detach(), estimate.kl.detach()
-
-
-def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
-    """Units by group: kept by the median-probability rule, expected under q, undecided."""
-    metrics: dict[str, dict[str, Any]] = {"kept": {}, "expected": {}, "undecided": {}}
-    for name, logits in guide.inclusion_logits().items():
-        probabilities = logits.detach().double().sigmoid()
-        metrics["kept"][name] = int((probabilities > 0.5).sum())
-        metrics["expected"][name] = round(float(probabilities.sum()), 4)
-        undecided = (probabilities > 0.05) & (probabilities < 0.95)
-        metrics["undecided"][name] = int(undecided.sum())
-    return metrics
+VALIDATION_DRAWS = 4
+"""Draws of the guide, for each batch, in the evidence lower bound of validation data."""
+VALIDATION_BATCH = 1000
+"""Most examples of validation data that are looked at together."""
 
 
 def fused_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -136,6 +92,8 @@ def fit(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    validation: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]] | None = None,
+    retries: int = 0,
     progress: bool = True,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -166,12 +124,20 @@ def fit(
         num_particles: draws of the guide a step.
         local_reparameterisation: see :mod:`pyro_sparse.infer.local_reparameterisation`.
         seed: of the noise; the caller's random state is left as it was.
-        out: run folder: metrics.jsonl (a line an epoch) and checkpoint/ are written there.
-        resume: go on from the checkpoint in ``out``.
+        out: run folder: metrics.jsonl (a line an epoch) and checkpoint/ are written there, see
+            :mod:`pyro_sparse.infer.folder`.
+        resume: go on from the checkpoint in ``out``, or start where there is none yet. The run
+            ends as one that was never stopped, bit for bit, if everything else is given as before.
+        validation: examples ``(x, y)``, or a loader of them, that training does not see. Their
+            evidence lower bound at full weight of the KL, (N/n) Σ log p(y) − KL over ``num_data``,
+            is recorded after each epoch and ``on_epoch`` as ``validation_elbo_per_datum``, and
+            decides which epoch is the best; without them ``elbo_per_datum`` does.
+        retries: how often training may go back to the last whole epoch (or the start) when
+            something is no longer finite, each time with half the learning rates.
         progress: show a progress bar.
         fabric: a ``lightning_fabric.Fabric`` for other devices, precisions or strategies; one
             device, chosen automatically, by default.
-        on_epoch: called with each epoch's metrics, to which it may add.
+        on_epoch: called with each epoch's metrics, to which it may add, before the epoch is saved.
 
     Returns:
         The metrics of every epoch.
@@ -179,12 +145,18 @@ def fit(
     Raises:
         ValueError: an option is out of range, the data do not fit the model, ``out`` already
             holds a run, or the checkpoint to resume is damaged or of another model.
-        FileNotFoundError: ``resume`` finds no checkpoint in ``out``.
-        FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint is
-            left as it was.
+        FileNotFoundError: ``resume`` finds metrics in ``out``, but not their checkpoint.
+        OSError: ``out`` cannot be written, or has no room: before training, or when a checkpoint
+            is written; those before it are untouched.
+        Divergence: a `FloatingPointError`: the loss, a gradient or a parameter is no longer
+            finite; it names the first that is not, the step, and the last good checkpoint.
+        Interrupted: a `KeyboardInterrupt`: Ctrl-C or SIGTERM; the step was finished and everything
+            saved. A second one stops at once.
     """
     if epochs < 1:
         raise ValueError(f"expected at least one epoch, got {epochs}")
+    if retries < 0:
+        raise ValueError(f"expected at least 0 retries, got {retries}")
     for name, value in {
         "lr": lr,
         "inclusion_lr": inclusion_lr,
@@ -196,17 +168,17 @@ def fit(
     schedule = schedule or cosine(hold=0.4)
     inclusion_schedule = inclusion_schedule or schedule
     kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
-    folder = None if out is None else Path(out)
-    checkpoint = None if folder is None else checkpoint_file(folder)
-    if checkpoint is not None and checkpoint.exists() and not resume:
+    folder = None if out is None else RunFolder(Path(out))
+    if folder is not None and folder.started and not resume:
         raise ValueError(
-            f"{folder} already holds a run; choose another folder, or pass resume=True to go on"
+            f"{out} already holds a run; choose another folder, or pass resume=True to go on"
         )
-    if resume and checkpoint is None:
+    if resume and folder is None:
         raise ValueError("resume=True needs out=, the run folder to go on with")
     # A DataLoader draws from the global generator when it is iterated, and so does dropout.
     with torch.random.fork_rng([]):
         _check_loader(model, loader)
+        held_out = None if validation is None else _validation_batches(model, validation)
 
     if fabric is None:
         fabric = _default_fabric()
@@ -217,131 +189,124 @@ def fit(
         "scales": (scale_lr or 5 * lr, schedule),
     }
     kinds = {kind: chosen for kind, chosen in guide.parameters_by_kind().items() if chosen}
-    schedules = [how[kind][1] for kind in kinds]
     stepper = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
-    base_rates = [group["lr"] for group in stepper.param_groups]
 
     devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices):
+    bar = _progress_bar(progress and fabric.is_global_zero)
+    with torch.random.fork_rng(devices), bar, StopRequest() as stop:
         torch.manual_seed(seed + fabric.global_rank)
-        objective, stepper = fabric.setup(_Objective(model, guide, elbo), stepper)
-        run = Run(out=folder)
-        if resume and folder is not None and checkpoint is not None:
-            done = restore(checkpoint, model, guide, optimizer=stepper.optimizer, loader=loader)
-            run.history = done["history"]
-            if fabric.is_global_zero:
-                # A run that was stopped between writing both files has a line too many.
-                _metrics_file(folder).write_text("".join(map(_line, run.history)))
-        bar = _progress_bar(progress and fabric.is_global_zero)
-        with bar:
-            task = bar.add_task("", total=epochs, completed=len(run.history), state="")
-            for epoch in range(len(run.history) + 1, epochs + 1):
-                _train_epoch(
-                    objective, stepper, loader, fabric, run,
-                    epoch=epoch, epochs=epochs, rates=base_rates, schedules=schedules,
-                    kl_weight=kl_weight, clip_norm=clip_norm,
-                )  # fmt: skip
-                metrics = run.history[-1]
-                if on_epoch is not None:
-                    on_epoch(metrics)
-                if folder is not None and checkpoint is not None and fabric.is_global_zero:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    with _metrics_file(folder).open("a" if epoch > 1 else "w") as file:
-                        file.write(_line(metrics))
-                    save_checkpoint(
-                        checkpoint, model, guide, optimizer=stepper.optimizer, loader=loader,
-                        progress={"history": run.history},
-                    )  # fmt: skip
-                expected = " ".join(f"{n}:{v:.0f}" for n, v in metrics["expected"].items())
-                state = f"loss {metrics['loss']:.3f} ELBO/datum {metrics['elbo_per_datum']:.3f}"
-                bar.update(task, advance=1, state=state + (f" units {expected}" * bool(expected)))
+        training = Training(
+            model, guide, elbo, loader, stepper, [how[kind][1] for kind in kinds],
+            fabric, stop, Run(out=None if folder is None else folder.path),
+            epochs=epochs, kl_weight=kl_weight, clip_norm=clip_norm,
+        )  # fmt: skip
+        run = training.run
+        # The state to go back to: the start, then the last epoch that is done.
+        good = training.state() if retries else None
+        if folder is not None:
+            folder.prepare(_checkpoint_bytes(model, guide))
+            if resume:
+                good = _resume(training, folder) or good
+        # Only one process writes.
+        writes = folder if fabric.is_global_zero else None
+        task = bar.add_task("", total=epochs, completed=len(run.history), state="")
+        while len(run.history) < epochs:
+            try:
+                metrics = training.epoch()
+            except Divergence as error:
+                if good is None or training.retried >= retries:
+                    raise _given_up(error, training, folder) from None
+                training.retry(good, error)
+                if not bar.disable:
+                    factor = RETRY_FACTOR**training.retried
+                    line = f"{error}; going back, learning rates times {factor:g}"
+                    bar.console.print(line, markup=False)
+                continue
+            if metrics is None:
+                if writes is not None and training.running is not None:
+                    write_checkpoint(writes.interrupted, training.state())
+                raise training.interrupted()
+            if on_epoch is not None:
+                on_epoch(metrics)
+            if held_out is not None:
+                bound = lower_bound(model, guide, held_out, draws=VALIDATION_DRAWS, seed=seed)
+                metrics["validation_elbo_per_datum"] = bound.value / model.num_data
+            training.keep(metrics)
+            if retries or writes is not None:
+                state = training.state()
+                good = state if retries else None
+                if writes is not None:
+                    writes.save(state, run.history, best=run.best is metrics)
+            bar.update(task, advance=1, state=_progress_line(metrics))
+        if stop.signum is not None:
+            raise training.interrupted()
     return run
 
 
-def _train_epoch(
-    objective: _Objective,
-    stepper: Any,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    fabric: Fabric,
-    run: Run,
-    *,
-    epoch: int,
-    epochs: int,
-    rates: list[float],
-    schedules: list[Schedule],
-    kl_weight: Schedule,
-    clip_norm: float | None,
-) -> None:
-    model, guide, elbo = objective.model, objective.guide, objective.elbo
-    started = time.perf_counter()
-    steps = len(loader) if isinstance(loader, Sized) else 0
-    totals = torch.zeros(2, dtype=torch.float64)
-    count, loss_total = 0, torch.zeros((), dtype=torch.float64)
-    for step, (x, y) in enumerate(loader):
-        within = step / steps if steps else 0.0
-        done = (epoch - 1 + within) / epochs
-        for group, rate, schedule in zip(stepper.param_groups, rates, schedules, strict=True):
-            group["lr"] = rate * schedule(done)
-        elbo.kl_weight = kl_weight(done)
-        x, y = x.to(fabric.device), y.to(fabric.device)
-        # The first step checks every distribution's arguments; later ones trust it.
-        with pyro.validation_enabled(epoch == 1 and step == 0):
-            loss, log_likelihood, kl = objective(x, y)
-        # Per example: step sizes and the clipping norm do not depend on the size of the data.
-        loss = loss / model.num_data
-        stepper.zero_grad()
-        fabric.backward(loss)
-        if clip_norm is not None:
-            fabric.clip_gradients(objective, stepper, max_norm=clip_norm, error_if_nonfinite=False)
-        stepper.step()
-        loss_total += loss.detach().double().cpu()
-        totals += torch.stack([log_likelihood, kl]).double().cpu()
-        count += 1
-    if not count:
-        raise ValueError("the loader gave no batch in this epoch")
-    # The last step's gradient shows in the parameters only.
-    finite = all(bool(value.isfinite().all()) for value in guide.parameters())
-    if not (math.isfinite(float(loss_total)) and finite):
-        raise FloatingPointError(
-            f"{'the loss is' if finite else 'parameters are'} no longer finite in epoch {epoch}; "
-            "lower the learning rate, clip the gradient (clip_norm=1) or check the data's scale. "
-            "The last checkpoint is untouched"
-        )
-    log_likelihood, kl = (totals / count).tolist()
-    run.history.append(
-        {
-            "epoch": epoch,
-            "loss": float(loss_total) / count,
-            "elbo_per_datum": (log_likelihood - kl) / model.num_data,
-            "log_likelihood_per_datum": log_likelihood / model.num_data,
-            "kl": kl,
-            "kl_weight": elbo.kl_weight,
-            "lr": stepper.param_groups[0]["lr"],
-            "seconds": time.perf_counter() - started,
-            **_inclusion_metrics(guide),
-        }
+def _resume(training: Training, folder: RunFolder) -> State | None:
+    """Go on where the folder's run stopped; the state after its last whole epoch, if any."""
+    last, interrupted = folder.load()
+    if last is not None:
+        training.install(last, folder.last)
+        if training.fabric.is_global_zero:
+            folder.rewrite_metrics(training.run.history)
+    if interrupted is not None:
+        training.install(interrupted, folder.interrupted)
+    return last
+
+
+def _given_up(error: Divergence, training: Training, folder: RunFolder | None) -> Divergence:
+    """The same error with what to do, and what there is."""
+    done = len(training.run.history)
+    left = "No checkpoint was written"
+    if folder is not None and done:
+        left = f"The last good checkpoint is {folder.last}, of epoch {done}"
+    tried = f" after {training.retried} retries" if training.retried else ""
+    advice = (
+        f"{tried}; lower the learning rate, clip the gradient (clip_norm=1) or check the data's "
+        f"scale. {left}"
     )
+    return Divergence(error.what, error.epoch, error.step, advice)
 
 
-def _check_loader(model: SparseModel, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+def _checkpoint_bytes(model: SparseModel, guide: GroupGuide) -> int:
+    """About the size of a checkpoint, with an optimiser of two numbers a parameter."""
+    tensors = [*model.state_dict().values(), *guide.state_dict().values(), *guide.parameters()]
+    tensors += list(guide.parameters())
+    return sum(value.numel() * value.element_size() for value in tensors)
+
+
+def _validation_batches(
+    model: SparseModel, validation: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor]
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Checked batches of the validation data."""
+    pair = tuple(validation) if isinstance(validation, tuple | list) else ()
+    if len(pair) == 2 and all(isinstance(part, Tensor) for part in pair):
+        x, y = pair
+        check_data(model, x, y, "validation data")
+        # Even shares: no last batch of one example, which no batch normalisation can take.
+        size = math.ceil(len(x) / math.ceil(len(x) / VALIDATION_BATCH))
+        return Batches(x, y, size, shuffle=False)
+    batches: Iterable[tuple[Tensor, Tensor]] = validation  # type: ignore[assignment]
+    _check_loader(model, batches, "validation data")
+    return batches
+
+
+def _check_loader(
+    model: SparseModel,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    what: str = "training data",
+) -> None:
     """Look at all data where the loader holds them, at the first batch otherwise."""
     if isinstance(loader, Sized) and len(loader) == 0:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
     if hasattr(loader, "x") and hasattr(loader, "y"):
-        check_data(model, loader.x, loader.y, "training data")
+        check_data(model, loader.x, loader.y, what)
         return
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
-    check_data(model, *batch, "first batch")
-
-
-def _metrics_file(folder: Path) -> Path:
-    return folder / "metrics.jsonl"
-
-
-def _line(metrics: dict[str, Any]) -> str:
-    return json.dumps(metrics) + "\n"
+    check_data(model, *batch, f"first batch of the {what}")
 
 
 def _default_fabric() -> Fabric:
@@ -361,3 +326,9 @@ def _progress_bar(enabled: bool) -> Progress:
         TimeRemainingColumn(),
         disable=not enabled,
     )
+
+
+def _progress_line(metrics: dict[str, Any]) -> str:
+    expected = " ".join(f"{n}:{v:.0f}" for n, v in metrics["expected"].items())
+    line = f"loss {metrics['loss']:.3f} ELBO/datum {metrics['elbo_per_datum']:.3f}"
+    return line + (f" units {expected}" * bool(expected))

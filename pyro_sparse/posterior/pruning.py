@@ -8,18 +8,23 @@ of one training instead.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+import dataclasses
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from pyro_sparse import nets
-from pyro_sparse.graph import evaluating
-from pyro_sparse.infer import ELBO, fit, schedules
-from pyro_sparse.modules import own_parameters
+from pyro_sparse.infer import (
+    checkpoint_file,
+    fit,
+    lower_bound,
+    restore,
+    schedules,
+    write_text,
+)
 
 from .reduction import delta_evidence
 from .selection import ModelReduction, SelectionRule
@@ -42,6 +47,7 @@ class Pass:
             before, F − ΣΔF; None for rules that are not about single Gaussian weights.
         pruned: the free energy right after pruning.
         free_energy: after training on.
+        seconds: of training on.
     """
 
     number: int
@@ -50,59 +56,21 @@ class Pass:
     predicted: float | None
     pruned: float
     free_energy: float
+    seconds: float = 0.0
 
 
-@torch.no_grad()
 def free_energy(
     posterior: Posterior, loader: Iterable[tuple[Tensor, Tensor]], draws: int = 20, seed: int = 0
 ) -> float:
     """Negative evidence lower bound of all data, nats: lower is better.
 
-    Batch normalisations use the statistics of each batch and its draw, as in training; dropout and
-    the like are in eval mode, as everywhere in `Posterior`.
-
     Args:
         posterior: model and guide.
         loader: ``(x, y)`` batches of the training data; batches of equal size count alike.
-        draws: of the guide, for each batch.
-        seed: of the draws, and of the order of a loader that has a ``generator``, whose state is
-            left as it was: the same noise for every state that is compared.
+        draws, seed: see :func:`pyro_sparse.infer.lower_bound`.
     """
-    model, guide = posterior.model, posterior.guide
-    elbo = ELBO(draws)
-    total, count = 0.0, 0
-    device = model.output_scale.device
-    with (
-        evaluating(model),
-        evaluating(guide),
-        nets.kept_statistics(model.net),
-        torch.random.fork_rng([]),
-        _seeded(loader, seed),
-        own_parameters(model, guide),
-    ):
-        torch.manual_seed(seed)
-        for layer in nets.normalisations(model.net):
-            layer.train()
-        for x, y in loader:
-            loss = elbo.estimate(model, guide, x.to(device), y.to(device)).loss
-            total += float(loss) * len(y)
-            count += len(y)
-    return total / count
-
-
-@contextlib.contextmanager
-def _seeded(loader: Any, seed: int) -> Iterator[None]:
-    """The loader's own generator, if it has one, at this seed; its state restored afterwards."""
-    generator = getattr(loader, "generator", None)
-    if not isinstance(generator, torch.Generator):
-        yield
-        return
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
+    bound = lower_bound(posterior.model, posterior.guide, loader, draws=draws, seed=seed)
+    return -bound.value
 
 
 def iterate(
@@ -114,6 +82,8 @@ def iterate(
     max_passes: int = 30,
     draws: int = 20,
     seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> list[Pass]:
     """Prune by ``rule``, train on, and repeat until a pass prunes nothing.
@@ -127,6 +97,8 @@ def iterate(
         max_passes: at most so many.
         draws: of the guide, to estimate each free energy.
         seed: of the noise.
+        out: folder in which every pass gets a run folder, ``pass-1`` and so on, beside path.json.
+        resume: go on with the passes in ``out``. The posterior must be as it was before the first.
         **options: further arguments of :func:`pyro_sparse.infer.fit`. Other than there the KL
             has its full weight throughout: what is left is trained already.
 
@@ -145,9 +117,17 @@ def iterate(
     def left() -> int:
         return sum(int(support[name].sum()) for name in support)
 
-    now = free_energy(posterior, loader, draws, seed)
-    path = [Pass(0, 0, left(), None, now, now)]
-    for number in range(1, max_passes + 1):
+    folder = None if out is None else Path(out)
+    resume = resume and folder is not None
+    if resume and folder is not None and (folder / "path.json").is_file():
+        path = [Pass(**one) for one in json.loads((folder / "path.json").read_text())]
+        done = checkpoint_file(folder / f"pass-{path[-1].number}")
+        restore(done, posterior.model, posterior.guide, loader=loader)
+    else:
+        now = free_energy(posterior, loader, draws, seed)
+        path = [Pass(0, 0, left(), None, now, now)]
+    for number in range(len(path), max_passes + 1):
+        now = path[-1].free_energy
         laws = posterior.gaussians()
         before = {name: support[name].clone() for name in support}
         removed = posterior.prune(rule)
@@ -165,9 +145,15 @@ def iterate(
             )
             predicted = now - gain
         pruned = free_energy(posterior, loader, draws, seed)
-        fit(posterior.model, posterior.guide, loader, epochs=epochs, seed=seed + number, **options)
+        fitted = fit(
+            posterior.model, posterior.guide, loader, epochs=epochs, seed=seed + number,
+            out=folder and folder / f"pass-{number}", resume=resume, **options,
+        )  # fmt: skip
         now = free_energy(posterior, loader, draws, seed)
-        path.append(Pass(number, removed, left(), predicted, pruned, now))
+        path.append(Pass(number, removed, left(), predicted, pruned, now, fitted.seconds))
+        if folder is not None:
+            entries = [dataclasses.asdict(one) for one in path]
+            write_text(folder / "path.json", json.dumps(entries, indent=2) + "\n")
     return path
 
 

@@ -1,8 +1,10 @@
 """A sparse linear model whose posterior is known, and small networks of every kind."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_sparse import guides, models, nets
+from pyro_sparse.data import Batches
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
+from pyro_sparse.infer import Run, fit
 
 
 class SparseLinear:
@@ -142,3 +146,51 @@ def classifier() -> Callable[..., tuple]:
         return model.double(), guide.double(), x.double(), y
 
     return make
+
+
+class Tiny:
+    """A problem that trains in a fraction of a second, the same one each time."""
+
+    CLASSES = {**SPARSE, "dense": models.Deterministic}
+
+    @staticmethod
+    def data(size: int = 60) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(5)
+        x = torch.randn(size, 4, generator=generator)
+        return x, (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+
+    def problem(self, name: str = "ss-ig", hidden: int = 5, **options) -> tuple:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(7)
+            net = nets.mlp([4, hidden, 2])
+        model = self.CLASSES[name](net, torch.zeros(1, 4), num_data=60, **options)
+        return model, guides.for_model(model)
+
+    def train(self, model: nn.Module, guide: nn.Module, **options) -> Run:
+        defaults = {"loader": Batches(*self.data(), 20, seed=1), "epochs": 3, "progress": False}
+        return fit(model, guide, **(defaults | options))
+
+    @staticmethod
+    def state(guide: nn.Module) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in guide.named_parameters()}
+
+    @staticmethod
+    def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(
+                one[name], other[name], rtol=0, atol=0, equal_nan=True, msg=name
+            )
+
+    @staticmethod
+    def without_seconds(history: list[dict]) -> list[dict]:
+        return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
+
+    @staticmethod
+    def lines(folder: Path) -> list[dict]:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def tiny() -> Tiny:
+    return Tiny()

@@ -7,7 +7,6 @@ import random
 import pyro
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,7 +14,6 @@ import pyro_sparse as ps
 from pyro_sparse import guides, likelihoods, models, nets
 from pyro_sparse.data import Batches
 from pyro_sparse.infer import restore, schedules
-from pyro_sparse.infer.checkpoint import save_checkpoint
 
 CLASSES = {
     "ss-ig": models.SpikeSlabGaussian,
@@ -267,6 +265,15 @@ class TestResuming:
         assert train(model, fresh, out=tmp_path, resume=True).history == run.history
         assert_equal(state(fresh), trained)
 
+    def test_starts_where_there_is_nothing_yet(self, tmp_path):
+        model, guide = problem()
+        run = train(model, guide, out=tmp_path / "new", resume=True)
+        model, other = problem()
+        assert without_seconds(run) == without_seconds(train(model, other))
+        assert_equal(state(guide), state(other))
+        with pytest.raises(ValueError, match="resume=True needs out="):
+            train(*problem(), resume=True)
+
     def test_the_checkpoint_restores_the_guide(self, tmp_path):
         model, guide = problem("ss-ghs")
         train(model, guide, out=tmp_path)
@@ -276,53 +283,6 @@ class TestResuming:
         assert len(progress["history"]) == 3
         assert_equal(state(other), state(guide))
         assert torch.equal(torch.get_rng_state(), before)
-
-
-class TestCheckpointErrors:
-    @pytest.fixture
-    def folder(self, tmp_path):
-        train(*problem(), out=tmp_path, epochs=1)
-        return tmp_path
-
-    def file(self, folder):
-        return folder / "checkpoint" / "last.safetensors"
-
-    def test_missing(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"expected a checkpoint at .*found none"):
-            train(*problem(), out=tmp_path / "nowhere", resume=True)
-        with pytest.raises(ValueError, match="resume=True needs out="):
-            train(*problem(), resume=True)
-
-    @pytest.mark.parametrize("size", [0, 5, 200, -8])
-    def test_truncated(self, folder, size):
-        content = self.file(folder).read_bytes()
-        self.file(folder).write_bytes(content[:size])
-        with pytest.raises(ValueError, match="damaged or no checkpoint"):
-            train(*problem(), out=folder, resume=True)
-
-    def test_another_model(self, folder):
-        with pytest.raises(ValueError, match="holds a model of class SpikeSlabGaussian, expected"):
-            train(*problem("ss-gl"), out=folder, resume=True)
-
-    @pytest.mark.parametrize("options", [{"hidden": 6}, {"prune_inputs": True}])
-    def test_another_network_or_option(self, folder, options):
-        model, guide = problem(**options)
-        untouched = state(guide)
-        with pytest.raises(ValueError, match=r"does not fit this (model|guide).*differ"):
-            train(model, guide, out=folder, resume=True)
-        assert_equal(state(guide), untouched)
-
-    def test_another_format(self, folder):
-        tensors = load_file(self.file(folder))
-        for metadata in (None, {"pyro_sparse": json.dumps({"format": 99})}):
-            save_file(tensors, self.file(folder), metadata=metadata)
-            with pytest.raises(ValueError, match=r"has checkpoint format .*, expected 1"):
-                restore(self.file(folder), *problem())
-
-    def test_without_a_state_of_training(self, folder):
-        save_checkpoint(self.file(folder), *problem(), progress={"history": []})
-        with pytest.raises(ValueError, match="no state of training"):
-            train(*problem(), out=folder, resume=True)
 
 
 class TestRefusedBeforeTraining:
@@ -422,47 +382,6 @@ class TestRefusedBeforeTraining:
         """Broadcast against (batch,), they would be batch² terms."""
         with pytest.raises(ValueError, match=r"expected targets of shape \(6,\), got \(6, 1\)"):
             likelihood.check(torch.zeros(6, 1), torch.ones(6, 1))
-
-
-class TestDivergence:
-    @pytest.mark.parametrize("clip_norm", [None, 1.0])
-    def test_the_last_checkpoint_stays(self, tmp_path, clip_norm):
-        x, y = data()
-
-        class Breaking(Batches):
-            """Its third epoch has a batch that is not finite."""
-
-            epoch = 0
-
-            def __iter__(self):
-                self.epoch += 1
-                for bx, by in super().__iter__():
-                    yield (bx * math.nan if self.epoch == 3 else bx), by
-
-        with pytest.raises(FloatingPointError, match="no longer finite in epoch 3; lower the"):
-            train(
-                *problem(), loader=Breaking(x, y, 20), epochs=5, out=tmp_path, clip_norm=clip_norm
-            )
-        model, guide = problem()
-        done = restore(tmp_path / "checkpoint" / "last.safetensors", model, guide)
-        assert [entry["epoch"] for entry in done["history"]] == [1, 2]
-        assert all(parameter.isfinite().all() for parameter in guide.parameters())
-        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-
-    def test_parameters_that_broke_in_the_last_step_are_not_saved(self, tmp_path):
-        """The gradient overflows where the loss does not."""
-
-        class Overflowing(torch.optim.SGD):
-            def step(self, closure=None):
-                super().step(closure)
-                self.param_groups[0]["params"][0].data.fill_(math.nan)
-
-        x, y = data()
-        with pytest.raises(FloatingPointError, match="parameters are no longer finite in epoch 1"):
-            train(
-                *problem(), loader=Batches(x, y, 60), out=tmp_path, epochs=1, optimizer=Overflowing
-            )
-        assert not (tmp_path / "checkpoint").exists()
 
 
 class TestLikelihoods:

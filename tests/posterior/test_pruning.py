@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 import pyro_sparse as ps
 from pyro_sparse import guides, likelihoods, models
 from pyro_sparse.data import Batches
-from pyro_sparse.infer import ELBO, schedules
+from pyro_sparse.infer import ELBO, Run, schedules
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.nets import mlp
 from pyro_sparse.posterior import Posterior, plots, pruning
@@ -136,7 +136,7 @@ def test_prediction_of_a_pass_is_exact_for_an_exact_posterior(monkeypatch):
     optimal(of, x, y)
     everything = torch.ones(5, dtype=torch.bool)
     assert by_hand(of, x, y) == pytest.approx(-evidence(x, y, everything), rel=1e-9)
-    monkeypatch.setattr(pruning, "fit", lambda *args, **options: None)
+    monkeypatch.setattr(pruning, "fit", lambda *args, **options: Run())
     path = iterate(of, [(x, y)], epochs=1, draws=2)
     inside = of.model.support["0"].flatten()
     assert inside.tolist()[:2] == [True, True]
@@ -263,7 +263,12 @@ def test_the_bound_itself_is_trained_on(monkeypatch):
     """No warm-up of the KL after a pruning, unless it is asked for."""
     of, x, y = linear()
     seen = []
-    monkeypatch.setattr(pruning, "fit", lambda *args, **options: seen.append(options))
+
+    def record(*args, **options) -> Run:
+        seen.append(options)
+        return Run()
+
+    monkeypatch.setattr(pruning, "fit", record)
     iterate(of, [(x, y)], epochs=3, rule=TopK(lambda p: {"0": torch.arange(5.0)[None]}, 3))
     iterate(of, [(x, y)], epochs=3, rule=TopK(lambda p: {"0": torch.arange(5.0)[None]}, 2), lr=0.1)
     assert [options["kl_weight"](0.0) for options in seen] == [1.0, 1.0]

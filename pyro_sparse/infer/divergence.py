@@ -1,0 +1,77 @@
+"""Numbers that are no longer finite: noticed in the step, and traced to where they arose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from pyro_sparse.modules import own_parameters
+
+from .elbo import ELBO, _site_kl
+
+__all__ = ["Divergence", "broken_gradient", "broken_parameter", "broken_site", "gradient_sums"]
+
+
+class Divergence(FloatingPointError):
+    """Training left the finite numbers.
+
+    Attributes:
+        what: the parameter, gradient or term of the ELBO that did, in words.
+        epoch, step: when, counted from 1.
+    """
+
+    def __init__(self, what: str, epoch: int, step: int, advice: str = "") -> None:
+        super().__init__(f"diverged in step {step} of epoch {epoch}: {what}{advice}")
+        self.what, self.epoch, self.step = what, epoch, step
+
+
+def gradient_sums(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """A number for each gradient, finite only if all of its entries are.
+
+    Sums cost 0.2 to 0.5 % of a step of a 784-400-400-10 network, 2-norms twice that, and maximum
+    norms ten times.
+    """
+    return [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
+
+
+def broken_parameter(guide: nn.Module) -> str | None:
+    """The first parameter that is not finite."""
+    for name, value in guide.named_parameters():
+        if not bool(value.isfinite().all()):
+            return f"the parameter {name} is no longer finite"
+    return None
+
+
+def broken_gradient(guide: nn.Module) -> str | None:
+    """The first parameter whose gradient is not finite."""
+    for name, value in guide.named_parameters():
+        if value.grad is not None and not bool(value.grad.isfinite().all()):
+            return f"the gradient of {name} is not finite"
+    return None
+
+
+@torch.no_grad()
+def broken_site(elbo: ELBO, model: Any, guide: Any, x: Tensor, y: Tensor) -> str | None:
+    """The first site whose draw, KL or log-likelihood is not finite, at a new draw."""
+    if not bool(x.isfinite().all()):
+        return "the batch of inputs is not finite"
+    with own_parameters(model, guide), pyro.validation_enabled(False):
+        model_trace, guide_trace = elbo._get_trace(model, guide, (x, y), {})
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
+            continue
+        terms: dict[str, Tensor] = {}
+        if site["is_observed"]:
+            terms["log-likelihood"] = site["fn"].log_prob(site["value"])
+        else:
+            terms["draw"] = site["value"]
+            terms["KL"] = _site_kl(site, guide_trace.nodes[name])
+        for term, value in terms.items():
+            if not bool(value.isfinite().all()):
+                return f"the {term} of the site {name} is not finite"
+    return None

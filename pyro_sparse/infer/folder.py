@@ -1,0 +1,123 @@
+"""The files that training keeps in a run folder, and their order, so that a kill loses no epoch.
+
+::
+
+    metrics.jsonl                         a line an epoch
+    checkpoint/last.safetensors           after the last epoch that is done
+    checkpoint/best.safetensors           after the best one so far
+    checkpoint/interrupted.safetensors    in the midst of an epoch, where a signal stopped the run
+
+After an epoch the best checkpoint is written first, then the last, then the line: what a kill
+leaves out is made again, bit for bit, from the last checkpoint, which holds all lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import State, checkpoint_file, load_checkpoint, write_checkpoint
+
+__all__ = ["RunFolder", "write_text"]
+
+
+class RunFolder:
+    """metrics.jsonl and checkpoint/ of a run.
+
+    Args:
+        path: the run folder; made by `prepare`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = checkpoint_file(path, "last")
+        self.best = checkpoint_file(path, "best")
+        self.interrupted = checkpoint_file(path, "interrupted")
+        self.metrics = path / "metrics.jsonl"
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything that training has made."""
+        return any(path.exists() for path in (self.last, self.best, self.interrupted, self.metrics))
+
+    def prepare(self, checkpoint_bytes: int = 0) -> None:
+        """Make the folder and see that it can be written.
+
+        Args:
+            checkpoint_bytes: size of one checkpoint; there must be room for the last, the best and
+                the one that is being written.
+
+        Raises:
+            OSError: it cannot be made or written, or there is not enough room.
+        """
+        folder = self.last.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob("*.safetensors.tmp"):
+                leftover.unlink()  # of a process that was killed while it wrote
+            probe = folder / f".probe-{os.getpid()}"
+            probe.write_bytes(b"\0")
+            probe.unlink()
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {self.path}: {error}. Choose a folder that can be made and "
+                "written to"
+            ) from error
+        kept = [path for path in (self.last, self.best) if path.is_file()]
+        needed = (3 - len(kept)) * checkpoint_bytes
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise OSError(
+                f"expected {needed / 2**20:,.1f} MiB of free space for the checkpoints in "
+                f"{folder}, found {free / 2**20:,.1f} MiB; make room or choose another folder"
+            )
+
+    def load(self) -> tuple[State | None, State | None]:
+        """The last checkpoint, and one in the midst of the epoch that follows it, if there are.
+
+        Raises:
+            FileNotFoundError: there are metrics of epochs without their checkpoint.
+            ValueError: a checkpoint is damaged.
+        """
+        last = interrupted = None
+        if self.last.exists() or self.metrics.exists():
+            last = load_checkpoint(self.last)
+        done = 0 if last is None else len(last.header["progress"]["history"])
+        if self.interrupted.exists():
+            found = load_checkpoint(self.interrupted)
+            # Another epoch's was left behind by a kill between two writes.
+            if len(found.header["progress"]["history"]) == done:
+                interrupted = found
+        return last, interrupted
+
+    def save(self, state: State, history: Sequence[dict[str, Any]], best: bool) -> None:
+        """Keep an epoch that is done.
+
+        Raises:
+            OSError: see :func:`~pyro_sparse.infer.checkpoint.write_checkpoint`.
+        """
+        if best:
+            write_checkpoint(self.best, state)
+        write_checkpoint(self.last, state)
+        self.interrupted.unlink(missing_ok=True)
+        with self.metrics.open("a") as file:
+            file.write(_line(history[-1]))
+
+    def rewrite_metrics(self, history: Sequence[dict[str, Any]]) -> None:
+        """Bring metrics.jsonl to what the last checkpoint knows."""
+        write_text(self.metrics, "".join(map(_line, history)))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: readers find the old one or the new one."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    return json.dumps(metrics) + "\n"

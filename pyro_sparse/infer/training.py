@@ -1,0 +1,324 @@
+"""The state of training: epochs of steps, which can be copied, brought back and gone on with."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_sparse.guides import GroupGuide
+from pyro_sparse.models import SparseModel
+from pyro_sparse.modules import own_parameters
+
+from .checkpoint import State, capture, install, order_of, set_order
+from .divergence import (
+    Divergence,
+    broken_gradient,
+    broken_parameter,
+    broken_site,
+    gradient_sums,
+)
+from .elbo import ELBO
+from .schedules import Schedule
+from .stopping import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["RETRY_FACTOR", "Run", "Training"]
+
+RETRY_FACTOR = 0.5
+"""All learning rates are multiplied by this when training goes back after a divergence."""
+
+
+@dataclass
+class Run:
+    """What `fit` returns: the metrics of every epoch, and where they lie.
+
+    Attributes:
+        history: one dict an epoch: ``epoch``, ``loss`` (nats per example, KL weighted as trained),
+            ``elbo_per_datum``, ``log_likelihood_per_datum``, ``kl`` (nats), ``kl_weight``, ``lr``,
+            ``seconds``, and ``kept``, ``expected``, ``undecided``: units by group; with validation
+            data ``validation_elbo_per_datum``; and ``retries``, where there were any.
+        out: the run folder, or None.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    out: Path | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of training."""
+        return sum(entry["seconds"] for entry in self.history)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The epoch with the largest evidence lower bound at full weight of the KL.
+
+        That of the validation data if there are any, otherwise that of the training data, averaged
+        over the epoch.
+        """
+
+        def bound(entry: dict[str, Any]) -> float:
+            value = entry.get("validation_elbo_per_datum", entry["elbo_per_datum"])
+            return value if math.isfinite(value) else -math.inf
+
+        return max(self.history, key=bound)
+
+
+class _Objective(nn.Module):
+    """Model, guide and ELBO as one module, so that Fabric moves and wraps them together."""
+
+    model: SparseModel
+    guide: GroupGuide
+    elbo: ELBO
+
+    def __init__(self, model: SparseModel, guide: GroupGuide, elbo: ELBO) -> None:
+        super().__init__()
+        self.model, self.guide, self.elbo = model, guide, elbo
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with own_parameters(self.model, self.guide):
+            estimate = self.elbo.estimate(self.model, self.guide, x, y)
+        return estimate.loss, estimate.log_likelihood.detach(), estimate.kl.detach()
+
+
+@dataclass
+class _Running:
+    """How far the running epoch has come.
+
+    Attributes:
+        order: random states and the loader's when it began, see
+            :func:`~pyro_sparse.infer.checkpoint.order_of`.
+        steps: done.
+        totals: over these, of the loss per example, the log-likelihood and the KL.
+        seconds: they took.
+    """
+
+    order: dict[str, Tensor]
+    steps: int = 0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seconds: float = 0.0
+
+
+class Training:
+    """Model, guide, optimiser and loader, and how far they have come.
+
+    Args:
+        model, guide, elbo, loader: what is trained, and on what.
+        optimizer: of the guide's parameters, in groups.
+        schedules: of the learning rate of each of these groups.
+        fabric: moves and runs them.
+        stop: looked at after every step.
+        run: is given the metrics.
+        epochs, kl_weight, clip_norm: see `fit`.
+    """
+
+    def __init__(
+        self,
+        model: SparseModel,
+        guide: GroupGuide,
+        elbo: ELBO,
+        loader: Iterable[tuple[Tensor, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        schedules: Sequence[Schedule],
+        fabric: Fabric,
+        stop: StopRequest,
+        run: Run,
+        *,
+        epochs: int,
+        kl_weight: Schedule,
+        clip_norm: float | None,
+    ) -> None:
+        self.model, self.guide, self.elbo, self.loader = model, guide, elbo, loader
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.schedules, self.fabric, self.stop, self.run = schedules, fabric, stop, run
+        self.epochs, self.kl_weight, self.clip_norm = epochs, kl_weight, clip_norm
+        self.objective, self.stepper = fabric.setup(_Objective(model, guide, elbo), optimizer)
+        # A gradient scaler meets infinite gradients in its search for a scale, and skips them.
+        self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        self.retries: list[dict[str, Any]] = []  # of the running epoch
+        self.running: _Running | None = None
+
+    # -- going back and going on -----------------------------------------------------------------
+
+    def state(self) -> State:
+        """A copy of everything that decides how training goes on."""
+        progress: dict[str, Any] = {"history": self.run.history, "retries": self.retries}
+        order = None
+        if self.running is not None:
+            progress["running"] = asdict(self.running)
+            order = progress["running"].pop("order")
+        return capture(
+            self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
+            order=order, progress=progress,
+        )  # fmt: skip
+
+    def install(self, state: State, origin: str | Path = "the state") -> None:
+        """Go back, or on, to what `state` gave.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        progress = install(
+            state, self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
+            origin=origin,
+        )  # fmt: skip
+        self.run.history[:] = progress["history"]
+        self.retries = progress.get("retries", [])
+        running = progress.get("running")
+        self.running = None if running is None else _Running(state.order(), **running)
+
+    @property
+    def retried(self) -> int:
+        """How often training has gone back after a divergence."""
+        return sum(len(one.get("retries", ())) for one in self.run.history) + len(self.retries)
+
+    def retry(self, good: State, error: Divergence) -> None:
+        """Go back to a good state with smaller learning rates; the epoch's metrics will say so."""
+        before = self.retries
+        self.install(good)
+        self.retries = [*before, {"step": error.step, "reason": error.what}]
+
+    def interrupted(self) -> Interrupted:
+        """Says where training was stopped, and how it goes on."""
+        name = signal.Signals(self.stop.signum or signal.SIGINT).name
+        done, steps = len(self.run.history), self.running.steps if self.running else 0
+        where = f"in epoch {done + 1} of {self.epochs}, after step {steps}"
+        if not steps:
+            where = f"after epoch {done} of {self.epochs}"
+        how = "nothing was saved, as there is no run folder"
+        if self.run.out is not None:
+            how = f"go on in {self.run.out} with resume=True, on the command line with --resume"
+        return Interrupted(f"stopped by {name} {where}; {how}", self.run, self.stop.signum or 2)
+
+    # -- one epoch -------------------------------------------------------------------------------
+
+    def epoch(self) -> dict[str, Any] | None:
+        """Train to the end of the running epoch; its metrics, or None when asked to stop before.
+
+        Raises:
+            Divergence: something is not finite.
+            ValueError: the loader gives no batch.
+        """
+        if self.stop.signum is not None:
+            return None
+        if self.running is None:
+            self.running = _Running(order_of(self.loader))
+        running, number = self.running, len(self.run.history) + 1
+        started = time.perf_counter() - running.seconds
+        if running.steps:  # what the last of them had is part of the metrics
+            self._schedule(running.steps - 1)
+        for x, y in self._batches(running):
+            self._schedule(running.steps)
+            values = self._step(x.to(self.fabric.device), y.to(self.fabric.device))
+            running.steps += 1
+            running.totals = [a + b for a, b in zip(running.totals, values, strict=True)]
+            running.seconds = time.perf_counter() - started
+            if self.stop.signum is not None:
+                return None
+        if not running.steps:
+            raise ValueError("the loader gave no batch in this epoch")
+        # What the last update made shows in the parameters only.
+        broken = broken_parameter(self.guide)
+        if broken is not None:
+            raise Divergence(broken, number, running.steps)
+        loss, log_likelihood, kl = (total / running.steps for total in running.totals)
+        return {
+            "epoch": number,
+            "loss": loss,
+            "elbo_per_datum": (log_likelihood - kl) / self.model.num_data,
+            "log_likelihood_per_datum": log_likelihood / self.model.num_data,
+            "kl": kl,
+            "kl_weight": self.elbo.kl_weight,
+            "lr": self.stepper.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - started,
+            **({"retries": self.retries} if self.retries else {}),
+            **_inclusion_metrics(self.guide),
+        }
+
+    def keep(self, metrics: dict[str, Any]) -> None:
+        """End the epoch that has these metrics."""
+        self.run.history.append(metrics)
+        self.running, self.retries = None, []
+
+    def _batches(self, running: _Running) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rest of an epoch's batches."""
+        if not running.steps:
+            return iter(self.loader)
+        # Drawn again as they were, and skipped; then the noise goes on where it was.
+        now = order_of(None)
+        set_order(running.order, self.loader)
+        batches = iter(self.loader)
+        for _ in range(running.steps):
+            next(batches)
+        set_order(now, None)
+        return batches
+
+    def _schedule(self, step: int) -> None:
+        """Set learning rates and the KL's weight for a step of the running epoch."""
+        steps = len(self.loader) if isinstance(self.loader, Sized) else 0
+        done = (len(self.run.history) + (step / steps if steps else 0.0)) / self.epochs
+        factor = RETRY_FACTOR**self.retried
+        for group, rate, schedule in zip(
+            self.stepper.param_groups, self.rates, self.schedules, strict=True
+        ):
+            group["lr"] = factor * rate * schedule(done)
+        self.elbo.kl_weight = self.kl_weight(done)
+
+    def _step(self, x: Tensor, y: Tensor) -> list[float]:
+        """One update; the loss per example, the log-likelihood and the KL before it."""
+        first = not self.run.history and not (self.running and self.running.steps)
+        # The first step checks every distribution's arguments; later ones trust it.
+        with pyro.validation_enabled(first):
+            loss, log_likelihood, kl = self.objective(x, y)
+        # Per example: step sizes and the clipping norm do not depend on the size of the data.
+        loss = loss / self.model.num_data
+        self.stepper.zero_grad()
+        self.fabric.backward(loss)
+        sums = [] if self.scaled else gradient_sums(self.guide.parameters())
+        # One transfer from the device; an update by what is not finite is never made.
+        values: list[float] = torch.stack([loss.detach(), log_likelihood, kl, *sums]).tolist()
+        if not all(map(math.isfinite, values)):
+            raise self._divergence(x, y, *values[:3])
+        if self.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self.objective, self.stepper, max_norm=self.clip_norm, error_if_nonfinite=False
+            )
+        self.stepper.step()
+        return values[:3]
+
+    def _divergence(
+        self, x: Tensor, y: Tensor, loss: float, log_likelihood: float, kl: float
+    ) -> Divergence:
+        epoch, steps = len(self.run.history) + 1, self.running.steps if self.running else 0
+        broken = broken_parameter(self.guide)
+        if broken is not None:  # by the update before this step
+            return Divergence(broken, epoch, steps)
+        if all(map(math.isfinite, (loss, log_likelihood, kl))):
+            what = broken_gradient(self.guide) or "a sum of gradients overflowed"
+        else:
+            part = "KL" if not math.isfinite(kl) else "log-likelihood"
+            found = broken_site(self.elbo, self.model, self.guide, x, y)
+            what = found or f"the {part} is not finite"
+        return Divergence(what, epoch, steps + 1)
+
+
+def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
+    """Units by group: kept by the median-probability rule, expected under q, undecided."""
+    metrics: dict[str, dict[str, Any]] = {"kept": {}, "expected": {}, "undecided": {}}
+    for name, logits in guide.inclusion_logits().items():
+        probabilities = logits.detach().double().sigmoid()
+        metrics["kept"][name] = int((probabilities > 0.5).sum())
+        metrics["expected"][name] = round(float(probabilities.sum()), 4)
+        undecided = (probabilities > 0.05) & (probabilities < 0.95)
+        metrics["undecided"][name] = int(undecided.sum())
+    return metrics
