@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ class _Group(click.Group):
         except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as error:
-            # Training that was asked to stop says where it did, and by which signal.
-            click.echo(str(error) or "stopped", err=True)
+            # Training that was asked to stop says where it did, and by which signal; once.
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                click.echo(str(error) or "stopped", err=True)
             ctx.exit(getattr(error, "exit_code", 130))
 
 
@@ -208,6 +210,11 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Prune for good every so many epochs in the midst of training.",
         ),
         click.option(
+            "--precision",
+            type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
+            help="Of the network's forward pass; with mixed, all else is in 32 bits.",
+        ),
+        click.option(
             "--retries",
             type=click.IntRange(0),
             help="How often training may go back to the last good epoch, with half the learning "
@@ -254,7 +261,44 @@ def zoo() -> None:
     is_flag=True,
     help="Go on with the run in --out, with the options it was begun with.",
 )
-def fit(model: str, out: Path, resume: bool, **options: Any) -> None:
+@click.option(
+    "--devices",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many, of each machine; each has its share of every batch.",
+)
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="What kind.",
+)
+@click.option(
+    "--strategy",
+    default="auto",
+    show_default=True,
+    help="How Lightning Fabric shares the work: ddp (auto's choice for several devices), or "
+    "another one of its names.",
+)
+@click.option(
+    "--num-nodes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Machines. Start the command on each, as with torchrun.",
+)
+def fit(
+    model: str,
+    out: Path,
+    resume: bool,
+    devices: int,
+    accelerator: str,
+    strategy: str,
+    num_nodes: int,
+    **options: Any,
+) -> None:
     """Train MODEL (a name from `pyro-sparse zoo`) and write a run folder.
 
     \b
@@ -266,17 +310,29 @@ def fit(model: str, out: Path, resume: bool, **options: Any) -> None:
     \b
     Example:
         pyro-sparse fit ss-ghs --data mnist --data-root DATA --out runs/mnist
+    Several devices, here and on two machines:
+        pyro-sparse fit ... --devices 2
+        torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:29500 \\
+            --no-python pyro-sparse fit ... --devices 4 --num-nodes 2
     """
     settings, places = _split_options(options)
-    from pyro_sparse import experiment, report
+    from pyro_sparse import experiment, infer, report
 
     chosen = experiment.settings_for(model, strict=True, **settings)
+    fabric = infer.make_fabric(
+        devices=devices,
+        accelerator=accelerator,
+        strategy=strategy,
+        num_nodes=num_nodes,
+        precision=chosen.precision,
+    )
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
     summary = experiment.run(
-        chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"]
+        chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"], fabric=fabric
     )
-    report.print_table([summary])
-    click.echo(f"\nrun folder: {out}")
+    if fabric.is_global_zero:
+        report.print_table([summary])
+        click.echo(f"\nrun folder: {out}")
 
 
 @main.command()

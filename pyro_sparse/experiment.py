@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from pyro_sparse.settings import Settings, settings_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lightning_fabric import Fabric
     from torch import Tensor, nn
 
 __all__ = [
@@ -119,6 +121,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
     figures: bool = True,
+    fabric: Fabric | None = None,
 ) -> dict[str, Any]:
     """Train, analyse, prune and write the run folder; returns the summary.
 
@@ -131,6 +134,8 @@ def run(
             stopped, bit for bit.
         progress: show a progress bar.
         figures: write figures/.
+        fabric: devices and precision, by :func:`pyro_sparse.infer.make_fabric`; one device, at the
+            settings' precision, when absent. Of several processes the first one writes.
 
     Raises:
         ValueError: before any training, where settings or data are wrong, ``out`` is taken, or the
@@ -161,12 +166,13 @@ def run(
         if len(part):
             infer.check_data(model, part.x, part.y, f"{name} data")
     rule = selection_rule(settings, Posterior(model, guide), split)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", dataclasses.asdict(settings))
+    fabric = fabric or infer.make_fabric(precision=settings.precision)
+    infer.launch(fabric)
+    infer.on_first(fabric, partial(_begin, settings, out))
     try:
         seconds = 0.0
         if settings.pretrain:
-            net, seconds = _pretrained(settings, dataset, loader, out, resume, progress)
+            net, seconds = _pretrained(settings, dataset, loader, out, resume, progress, fabric)
             model, guide = build(settings, dataset, net)
         posterior = Posterior(model, guide, split.x)
         held_out = dataset.validation
@@ -179,12 +185,14 @@ def run(
             num_particles=settings.num_particles,
             validation=(held_out.x, held_out.y) if len(held_out) else None,
             on_epoch=_EpochMetrics(settings, posterior, rule, held_out),
+            fabric=fabric,
             **_fit_options(settings, settings.epochs, len(split), progress),
         )
     except ValueError:
-        if not begun and not any(infer.RunFolder(one).started for one in (out, out / "pretrain")):
+        folders = (out, out / "pretrain")
+        if not begun and not any(infer.RunFolder(one).started for one in folders):
             # Refused before it began: the folder holds no run, and may be used again.
-            (out / "config.json").unlink()
+            (out / "config.json").unlink(missing_ok=True)
         raise
     seconds += fitted.seconds
     path: list[pruning.Pass] = []
@@ -198,6 +206,7 @@ def run(
                 max_passes=settings.passes,
                 out=out,
                 resume=resume,
+                fabric=fabric,
                 **_fit_options(settings, epochs, len(split), progress, retrain=True),
             )
         except ValueError as error:
@@ -207,24 +216,35 @@ def run(
         # What was pruned is out for good; what is left is kept where anything flows through it.
         rule = selection.default_rule(model)
         posterior.refresh_statistics(posterior.keep(rule))
-        infer.save_checkpoint(
-            infer.checkpoint_file(out, "pruned"), model, guide, progress={"passes": len(path) - 1}
+        pruned = infer.checkpoint_file(out, "pruned")
+        progress_made = {"passes": len(path) - 1}
+        infer.on_first(
+            fabric, partial(infer.save_checkpoint, pruned, model, guide, progress=progress_made)
         )
-    try:
-        summary = summarise(settings, posterior, dataset, rule)
-    except ValueError as error:
-        raise PruningError(f"{error}. The run is kept in {out}") from error
-    summary |= {
-        "train_seconds": round(seconds, 3),
-        "seconds_per_epoch": round(fitted.seconds / len(fitted.history), 4),
-    }
-    if path:
-        summary["path"] = [dataclasses.asdict(step) for step in path]
-    write_json(out / "summary.json", summary)
-    if figures:
-        write_figures(posterior, fitted.history, out / "figures", path)
-    page.write_run(out)
-    return summary
+
+    def finish() -> dict[str, Any]:
+        try:
+            summary = summarise(settings, posterior, dataset, rule)
+        except ValueError as error:
+            raise PruningError(f"{error}. The run is kept in {out}") from error
+        summary |= {
+            "train_seconds": round(seconds, 3),
+            "seconds_per_epoch": round(fitted.seconds / len(fitted.history), 4),
+        }
+        if path:
+            summary["path"] = [dataclasses.asdict(step) for step in path]
+        write_json(out / "summary.json", summary)
+        if figures:
+            write_figures(posterior, fitted.history, out / "figures", path)
+        page.write_run(out)
+        return summary
+
+    return infer.on_first(fabric, finish)
+
+
+def _begin(settings: Settings, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", dataclasses.asdict(settings))
 
 
 def _check_settings(settings: Settings, out: Path) -> None:
@@ -294,12 +314,14 @@ def _pretrained(
     out: Path,
     resume: bool,
     progress: bool,
+    fabric: Fabric,
 ) -> tuple[nn.Module, float]:
     """The dense network after ``pretrain`` epochs, and the seconds that took."""
     dense = dataclasses.replace(settings, model="dense", prior_scale=None)
     model, guide = build(dense, dataset)
     options = _fit_options(settings, settings.pretrain, len(dataset.train), progress)
-    fitted = infer.fit(model, guide, loader, out=out / "pretrain", resume=resume, **options)
+    folder = out / "pretrain"
+    fitted = infer.fit(model, guide, loader, out=folder, resume=resume, fabric=fabric, **options)
     posterior = Posterior(model, guide, dataset.train.x)
     posterior.refresh_statistics()
     return _dense_network(posterior), fitted.seconds

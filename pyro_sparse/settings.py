@@ -117,6 +117,7 @@ class Settings:
         validation: share of the training set that is held out for the validation curve.
         augment: shift and mirror training images at random.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
+        precision: of the network's forward pass in training, see `infer.PRECISIONS`.
         retries: how often training may go back after a divergence, see `fit`.
         split: of data sets that come with several.
         seed: of the validation split, the initial weights, the batches and the noise.
@@ -157,6 +158,7 @@ class Settings:
     validation: float = 0.05
     augment: bool = False
     optimizer: str = "adam"
+    precision: str = "32-true"
     retries: int = 0
     split: int = 0
     seed: int = 0

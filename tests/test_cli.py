@@ -5,6 +5,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -419,3 +423,39 @@ def test_the_best_checkpoint(run, tmp_path):
     succeed("export", run, "--out", tmp_path / "last", "--no-bench")
     chosen = [read(tmp_path / one / "config.json")["metadata"] for one in ("best", "last")]
     assert [one["checkpoint"] for one in chosen] == ["best", "last"]
+
+
+def test_fit_on_two_devices(tmp_path):
+    """Two processes make one run: one table, one line an epoch; and it may be resumed."""
+    program = Path(sysconfig.get_path("scripts")) / "pyro-sparse"
+    command = [sys.executable, str(program), "fit", "ss-gl", *TINY, "--out", str(tmp_path / "run")]
+    command += ["--devices", "2", "--accelerator", "cpu", "--strategy", "ddp"]
+
+    def run(*more):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, *more], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run().count("run folder:") == 1
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["max_abs_diff_masked_compact"] <= 1e-5
+    (tmp_path / "run" / "report.html").unlink()
+    run("--resume")
+    assert (
+        read(tmp_path / "run" / "summary.json")["accuracy_compact"] == summary["accuracy_compact"]
+    )
+
+
+def test_fit_in_mixed_precision(tmp_path):
+    out = tmp_path / "run"
+    succeed("fit", "ss-gl", *TINY, "--out", out, "--precision", "bf16-mixed")
+    assert read(out / "config.json")["precision"] == "bf16-mixed"
+    assert read(out / "summary.json")["max_abs_diff_masked_compact"] <= 1e-5
+    message = fail("fit", "ss-gl", *TINY, "--out", tmp_path / "b", "--precision", "16-mixed")
+    assert "on the CPU use 'bf16-mixed'" in message
+    assert not (tmp_path / "b").exists()

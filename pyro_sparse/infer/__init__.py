@@ -4,16 +4,19 @@ from . import schedules
 from .checkpoint import checkpoint_file, restore, save_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
-from .fit import OPTIMIZERS, check_data, fit
+from .fit import check_data, fit
 from .folder import RunFolder, write_text
 from .local_reparameterisation import LocalReparameterisation
 from .lower_bound import LowerBound, lower_bound
+from .processes import PRECISIONS, launch, make_fabric, on_first
+from .recipe import OPTIMIZERS
 from .stopping import Interrupted
 from .training import Run
 
 __all__ = [
     "ELBO",
     "OPTIMIZERS",
+    "PRECISIONS",
     "Divergence",
     "Interrupted",
     "LocalReparameterisation",
@@ -23,7 +26,10 @@ __all__ = [
     "check_data",
     "checkpoint_file",
     "fit",
+    "launch",
     "lower_bound",
+    "make_fabric",
+    "on_first",
     "restore",
     "save_checkpoint",
     "schedules",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sized
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,36 +27,21 @@ from .divergence import Divergence
 from .elbo import ELBO
 from .folder import RunFolder
 from .lower_bound import lower_bound
-from .schedules import Schedule, cheap, cosine, ramp
+from .processes import launch, make_fabric, on_first, share, unify
+from .recipe import Recipe, fused_adam
+from .schedules import Schedule
 from .stopping import StopRequest
 from .training import RETRY_FACTOR, Run, Training
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["OPTIMIZERS", "check_data", "fit"]
+__all__ = ["check_data", "fit"]
 
 VALIDATION_DRAWS = 4
 """Draws of the guide, for each batch, in the evidence lower bound of validation data."""
 VALIDATION_BATCH = 1000
 """Most examples of validation data that are looked at together."""
-
-
-def fused_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Adam in one pass over the parameters."""
-    return torch.optim.Adam(groups, fused=True)
-
-
-def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum 0.9, as residual networks are trained."""
-    return torch.optim.SGD(groups, momentum=0.9)
-
-
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "adam": fused_adam,
-    "sgd": sgd,
-}
-"""By the names of the command line."""
 
 
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
@@ -135,16 +120,21 @@ def fit(
         retries: how often training may go back to the last whole epoch (or the start) when
             something is no longer finite, each time with half the learning rates.
         progress: show a progress bar.
-        fabric: a ``lightning_fabric.Fabric`` for other devices, precisions or strategies; one
-            device, chosen automatically, by default.
+        fabric: a ``lightning_fabric.Fabric`` for other devices, precisions or strategies, see
+            :func:`~pyro_sparse.infer.make_fabric`; one device, chosen automatically, by default.
+            Of several processes each sees its share of every batch and draws noise of its own; see
+            :mod:`~pyro_sparse.infer.processes`.
         on_epoch: called with each epoch's metrics, to which it may add, before the epoch is saved.
+            Of several processes each calls it; what it does to model and guide in the first one
+            counts.
 
     Returns:
         The metrics of every epoch.
 
     Raises:
-        ValueError: an option is out of range, the data do not fit the model, ``out`` already
-            holds a run, or the checkpoint to resume is damaged or of another model.
+        ValueError: an option is out of range, the data do not fit the model or its ``num_data``,
+            they cannot be shared among the processes, ``out`` already holds a run, or the
+            checkpoint to resume is damaged or of another model.
         FileNotFoundError: ``resume`` finds metrics in ``out``, but not their checkpoint.
         OSError: ``out`` cannot be written, or has no room: before training, or when a checkpoint
             is written; those before it are untouched.
@@ -157,17 +147,11 @@ def fit(
         raise ValueError(f"expected at least one epoch, got {epochs}")
     if retries < 0:
         raise ValueError(f"expected at least 0 retries, got {retries}")
-    for name, value in {
-        "lr": lr,
-        "inclusion_lr": inclusion_lr,
-        "scale_lr": scale_lr,
-        "clip_norm": clip_norm,
-    }.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"expected a positive {name}, got {value}")
-    schedule = schedule or cosine(hold=0.4)
-    inclusion_schedule = inclusion_schedule or schedule
-    kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
+    recipe = Recipe(
+        model, guide, lr=lr, inclusion_lr=inclusion_lr, scale_lr=scale_lr, optimizer=optimizer,
+        schedule=schedule, inclusion_schedule=inclusion_schedule, kl_weight=kl_weight,
+        clip_norm=clip_norm,
+    )  # fmt: skip
     folder = None if out is None else RunFolder(Path(out))
     if folder is not None and folder.started and not resume:
         raise ValueError(
@@ -181,34 +165,27 @@ def fit(
         held_out = None if validation is None else _validation_batches(model, validation)
 
     if fabric is None:
-        fabric = _default_fabric()
+        fabric = make_fabric()
+    launch(fabric)
+    shared = share(loader, fabric)
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
-    how = {
-        "weights": (lr, schedule),
-        "inclusion": (inclusion_lr or 10 * lr, inclusion_schedule),
-        "scales": (scale_lr or 5 * lr, schedule),
-    }
-    kinds = {kind: chosen for kind, chosen in guide.parameters_by_kind().items() if chosen}
-    stepper = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
-
     devices = range(torch.cuda.device_count())
     bar = _progress_bar(progress and fabric.is_global_zero)
     with torch.random.fork_rng(devices), bar, StopRequest() as stop:
         torch.manual_seed(seed + fabric.global_rank)
         training = Training(
-            model, guide, elbo, loader, stepper, [how[kind][1] for kind in kinds],
-            fabric, stop, Run(out=None if folder is None else folder.path),
-            epochs=epochs, kl_weight=kl_weight, clip_norm=clip_norm,
+            model, guide, elbo, shared, recipe, fabric, stop,
+            Run(out=None if folder is None else folder.path), epochs=epochs,
         )  # fmt: skip
         run = training.run
+        unify(fabric, model, guide)
         # The state to go back to: the start, then the last epoch that is done.
         good = training.state() if retries else None
         if folder is not None:
-            folder.prepare(_checkpoint_bytes(model, guide))
+            needed = _checkpoint_bytes(model, guide)
+            on_first(fabric, partial(folder.prepare, needed))
             if resume:
                 good = _resume(training, folder) or good
-        # Only one process writes.
-        writes = folder if fabric.is_global_zero else None
         task = bar.add_task("", total=epochs, completed=len(run.history), state="")
         while len(run.history) < epochs:
             try:
@@ -223,29 +200,32 @@ def fit(
                     bar.console.print(line, markup=False)
                 continue
             if metrics is None:
-                if writes is not None and training.running is not None:
-                    write_checkpoint(writes.interrupted, training.state())
+                if folder is not None and training.running is not None:
+                    state = training.state()
+                    on_first(fabric, partial(write_checkpoint, folder.interrupted, state))
                 raise training.interrupted()
             if on_epoch is not None:
                 on_epoch(metrics)
+                unify(fabric, model, guide)
             if held_out is not None:
                 bound = lower_bound(model, guide, held_out, draws=VALIDATION_DRAWS, seed=seed)
                 metrics["validation_elbo_per_datum"] = bound.value / model.num_data
             training.keep(metrics)
-            if retries or writes is not None:
+            if retries or folder is not None:
                 state = training.state()
                 good = state if retries else None
-                if writes is not None:
-                    writes.save(state, run.history, best=run.best is metrics)
+                if folder is not None:
+                    best = run.best is metrics
+                    on_first(fabric, partial(folder.save, state, run.history, best=best))
             bar.update(task, advance=1, state=_progress_line(metrics))
-        if stop.signum is not None:
+        if training.stopping():
             raise training.interrupted()
     return run
 
 
 def _resume(training: Training, folder: RunFolder) -> State | None:
     """Go on where the folder's run stopped; the state after its last whole epoch, if any."""
-    last, interrupted = folder.load()
+    last, interrupted = on_first(training.fabric, folder.load)
     if last is not None:
         training.install(last, folder.last)
         if training.fabric.is_global_zero:
@@ -300,6 +280,8 @@ def _check_loader(
     """Look at all data where the loader holds them, at the first batch otherwise."""
     if isinstance(loader, Sized) and len(loader) == 0:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
+    if what == "training data":
+        _check_size(model, loader)
     if hasattr(loader, "x") and hasattr(loader, "y"):
         check_data(model, loader.x, loader.y, what)
         return
@@ -309,12 +291,21 @@ def _check_loader(
     check_data(model, *batch, f"first batch of the {what}")
 
 
-def _default_fabric() -> Fabric:
-    with warnings.catch_warnings():
-        # Fabric's own start-up hints are about clusters.
-        warnings.simplefilter("ignore")
-        from lightning_fabric import Fabric
-    return Fabric(devices=1)
+def _check_size(model: SparseModel, loader: Any) -> None:
+    """Raise ``ValueError`` where the loader has another number of examples than the model.
+
+    The likelihood of a batch is scaled to ``num_data`` examples: a wrong number tempers the
+    posterior without a word.
+    """
+    # Of a DataLoader, a sampler may choose fewer examples than there are.
+    holders = (getattr(loader, name, None) for name in ("x", "dataset", "sampler"))
+    sizes = [len(one) for one in holders if isinstance(one, Sized)]
+    if sizes and model.num_data not in sizes:
+        raise ValueError(
+            f"the model has num_data={model.num_data}, but the loader {sizes[0]} examples; the "
+            f"likelihood would count {model.num_data / sizes[0]:.3g} times. Make the model with "
+            f"num_data={sizes[0]}; to weigh the KL otherwise, use kl_weight"
+        )
 
 
 def _progress_bar(enabled: bool) -> Progress:

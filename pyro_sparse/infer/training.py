@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,14 @@ from .divergence import (
     gradient_sums,
 )
 from .elbo import ELBO
-from .schedules import Schedule
+from .processes import random_states, set_random_states
+from .recipe import Recipe
 from .stopping import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["RETRY_FACTOR", "Run", "Training"]
+__all__ = ["RETRY_FACTOR", "Objective", "Run", "Training"]
 
 RETRY_FACTOR = 0.5
 """All learning rates are multiplied by this when training goes back after a divergence."""
@@ -74,7 +75,7 @@ class Run:
         return max(self.history, key=bound)
 
 
-class _Objective(nn.Module):
+class Objective(nn.Module):
     """Model, guide and ELBO as one module, so that Fabric moves and wraps them together."""
 
     model: SparseModel
@@ -114,12 +115,11 @@ class Training:
 
     Args:
         model, guide, elbo, loader: what is trained, and on what.
-        optimizer: of the guide's parameters, in groups.
-        schedules: of the learning rate of each of these groups.
+        recipe: how parameters move.
         fabric: moves and runs them.
         stop: looked at after every step.
         run: is given the metrics.
-        epochs, kl_weight, clip_norm: see `fit`.
+        epochs: in all.
     """
 
     def __init__(
@@ -128,21 +128,18 @@ class Training:
         guide: GroupGuide,
         elbo: ELBO,
         loader: Iterable[tuple[Tensor, Tensor]],
-        optimizer: torch.optim.Optimizer,
-        schedules: Sequence[Schedule],
+        recipe: Recipe,
         fabric: Fabric,
         stop: StopRequest,
         run: Run,
         *,
         epochs: int,
-        kl_weight: Schedule,
-        clip_norm: float | None,
     ) -> None:
         self.model, self.guide, self.elbo, self.loader = model, guide, elbo, loader
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.schedules, self.fabric, self.stop, self.run = schedules, fabric, stop, run
-        self.epochs, self.kl_weight, self.clip_norm = epochs, kl_weight, clip_norm
-        self.objective, self.stepper = fabric.setup(_Objective(model, guide, elbo), optimizer)
+        self.recipe, self.fabric, self.stop, self.run = recipe, fabric, stop, run
+        self.epochs = epochs
+        objective = Objective(model, guide, elbo)
+        self.objective, self.stepper = fabric.setup(objective, recipe.optimizer)
         # A gradient scaler meets infinite gradients in its search for a scale, and skips them.
         self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.retries: list[dict[str, Any]] = []  # of the running epoch
@@ -151,16 +148,21 @@ class Training:
     # -- going back and going on -----------------------------------------------------------------
 
     def state(self) -> State:
-        """A copy of everything that decides how training goes on."""
+        """A copy of everything that decides how training goes on.
+
+        Of several processes, all must ask for it.
+        """
         progress: dict[str, Any] = {"history": self.run.history, "retries": self.retries}
         order = None
         if self.running is not None:
             progress["running"] = asdict(self.running)
             order = progress["running"].pop("order")
-        return capture(
+        state = capture(
             self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
             order=order, progress=progress,
         )  # fmt: skip
+        state.tensors.update(random_states(self.fabric))
+        return state
 
     def install(self, state: State, origin: str | Path = "the state") -> None:
         """Go back, or on, to what `state` gave.
@@ -172,6 +174,7 @@ class Training:
             state, self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
             origin=origin,
         )  # fmt: skip
+        set_random_states(self.fabric, state.tensors)
         self.run.history[:] = progress["history"]
         self.retries = progress.get("retries", [])
         running = progress.get("running")
@@ -202,6 +205,11 @@ class Training:
 
     # -- one epoch -------------------------------------------------------------------------------
 
+    def stopping(self) -> bool:
+        """Whether to stop, which all processes do after the same step."""
+        asked = float(self.stop.signum is not None)
+        return bool(self._mean(torch.tensor([asked], device=self.fabric.device))[0])
+
     def epoch(self) -> dict[str, Any] | None:
         """Train to the end of the running epoch; its metrics, or None when asked to stop before.
 
@@ -209,7 +217,7 @@ class Training:
             Divergence: something is not finite.
             ValueError: the loader gives no batch.
         """
-        if self.stop.signum is not None:
+        if self.stopping():
             return None
         if self.running is None:
             self.running = _Running(order_of(self.loader))
@@ -219,11 +227,11 @@ class Training:
             self._schedule(running.steps - 1)
         for x, y in self._batches(running):
             self._schedule(running.steps)
-            values = self._step(x.to(self.fabric.device), y.to(self.fabric.device))
+            *values, stop = self._step(x.to(self.fabric.device), y.to(self.fabric.device))
             running.steps += 1
             running.totals = [a + b for a, b in zip(running.totals, values, strict=True)]
             running.seconds = time.perf_counter() - started
-            if self.stop.signum is not None:
+            if stop:
                 return None
         if not running.steps:
             raise ValueError("the loader gave no batch in this epoch")
@@ -264,18 +272,13 @@ class Training:
         return batches
 
     def _schedule(self, step: int) -> None:
-        """Set learning rates and the KL's weight for a step of the running epoch."""
+        """Learning rates and weight of the KL for a step of the running epoch."""
         steps = len(self.loader) if isinstance(self.loader, Sized) else 0
         done = (len(self.run.history) + (step / steps if steps else 0.0)) / self.epochs
-        factor = RETRY_FACTOR**self.retried
-        for group, rate, schedule in zip(
-            self.stepper.param_groups, self.rates, self.schedules, strict=True
-        ):
-            group["lr"] = factor * rate * schedule(done)
-        self.elbo.kl_weight = self.kl_weight(done)
+        self.recipe.set(done, self.elbo, RETRY_FACTOR**self.retried)
 
     def _step(self, x: Tensor, y: Tensor) -> list[float]:
-        """One update; the loss per example, the log-likelihood and the KL before it."""
+        """One update; loss per example, log-likelihood and KL before it, and whether to stop."""
         first = not self.run.history and not (self.running and self.running.steps)
         # The first step checks every distribution's arguments; later ones trust it.
         with pyro.validation_enabled(first):
@@ -286,15 +289,25 @@ class Training:
         self.fabric.backward(loss)
         sums = [] if self.scaled else gradient_sums(self.guide.parameters())
         # One transfer from the device; an update by what is not finite is never made.
-        values: list[float] = torch.stack([loss.detach(), log_likelihood, kl, *sums]).tolist()
+        stop = torch.full_like(kl, self.stop.signum is not None)
+        values = self._mean(torch.stack([loss.detach(), log_likelihood, kl, stop, *sums]))
         if not all(map(math.isfinite, values)):
             raise self._divergence(x, y, *values[:3])
-        if self.clip_norm is not None:
+        norm = self.recipe.clip_norm
+        if norm is not None:
             self.fabric.clip_gradients(
-                self.objective, self.stepper, max_norm=self.clip_norm, error_if_nonfinite=False
+                self.objective, self.stepper, max_norm=norm, error_if_nonfinite=False
             )
         self.stepper.step()
-        return values[:3]
+        return values[:4]
+
+    def _mean(self, values: Tensor) -> list[float]:
+        """The mean over all processes, the same in each."""
+        if self.fabric.world_size > 1:
+            values = values / self.fabric.world_size
+            torch.distributed.all_reduce(values)
+        numbers: list[float] = values.tolist()
+        return numbers
 
     def _divergence(
         self, x: Tensor, y: Tensor, loss: float, log_likelihood: float, kl: float

@@ -113,6 +113,7 @@ def iterate(
         rule = ModelReduction()
     support = posterior.model.support
     options.setdefault("kl_weight", schedules.constant())
+    fabric = options.get("fabric")
 
     def left() -> int:
         return sum(int(support[name].sum()) for name in support)
@@ -151,7 +152,7 @@ def iterate(
         )  # fmt: skip
         now = free_energy(posterior, loader, draws, seed)
         path.append(Pass(number, removed, left(), predicted, pruned, now, fitted.seconds))
-        if folder is not None:
+        if folder is not None and (fabric is None or fabric.is_global_zero):
             entries = [dataclasses.asdict(one) for one in path]
             write_text(folder / "path.json", json.dumps(entries, indent=2) + "\n")
     return path

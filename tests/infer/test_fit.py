@@ -422,3 +422,38 @@ class TestLikelihoods:
             likelihoods.Poisson(), lambda mean: torch.poisson(mean.exp()).to(dtype)
         )
         torch.testing.assert_close(weights, torch.tensor([-0.8, 0.5, 0, 1.0]), atol=0.15, rtol=0)
+
+
+class TestNumberOfExamples:
+    """A model of another number of examples than the loader has would temper the posterior."""
+
+    @pytest.fixture
+    def make(self, classifier):
+        model, guide, x, y = classifier("ss-ig")
+
+        def make(num_data, loader):
+            model.num_data = num_data
+            return ps.fit(model, guide, loader, epochs=1, progress=False)
+
+        return make, x, y
+
+    def test_batches(self, make):
+        run, x, y = make
+        with pytest.raises(ValueError, match=r"num_data=48, but the loader 24 examples.* 2 times"):
+            run(48, Batches(x, y, 8))
+        # What drop_last leaves out comes in other epochs.
+        run(24, Batches(x, y, 7, drop_last=True))
+
+    def test_data_loaders(self, make):
+        run, x, y = make
+        data = torch.utils.data.TensorDataset(x, y)
+        loader = torch.utils.data.DataLoader(data, 8, shuffle=True)
+        with pytest.raises(ValueError, match="Make the model with num_data=24"):
+            run(23, loader)
+        run(24, loader)
+        some = torch.utils.data.SubsetRandomSampler(range(16))
+        run(16, torch.utils.data.DataLoader(data, 8, sampler=some))
+
+    def test_an_iterable_cannot_be_counted(self, make):
+        run, x, y = make
+        run(1000, [(x, y)])

@@ -1,0 +1,99 @@
+"""How parameters move: optimiser, learning rates by kind of parameter, schedules, the KL's weight.
+
+`fit` and the Lightning module share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pyro_sparse.guides import GroupGuide
+from pyro_sparse.models import SparseModel
+
+from .elbo import ELBO
+from .schedules import Schedule, cheap, cosine, ramp
+
+__all__ = ["OPTIMIZERS", "Recipe", "fused_adam", "sgd"]
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+def fused_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Adam in one pass over the parameters."""
+    return torch.optim.Adam(groups, fused=True)
+
+
+def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum 0.9, as residual networks are trained."""
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+OPTIMIZERS: dict[str, MakeOptimizer] = {"adam": fused_adam, "sgd": sgd}
+"""By the names of the command line."""
+
+
+class Recipe:
+    """An optimiser of a guide's parameters, whose rates are set by progress.
+
+    Args:
+        model, guide: what is trained.
+        lr, inclusion_lr, scale_lr, optimizer, schedule, inclusion_schedule, kl_weight, clip_norm:
+            see :func:`~pyro_sparse.infer.fit`, also for their defaults.
+
+    Attributes:
+        optimizer: with one group of parameters a kind.
+        clip_norm: as given.
+
+    Raises:
+        ValueError: a rate or norm is not positive.
+    """
+
+    def __init__(
+        self,
+        model: SparseModel,
+        guide: GroupGuide,
+        *,
+        lr: float = 3e-3,
+        inclusion_lr: float | None = None,
+        scale_lr: float | None = None,
+        optimizer: MakeOptimizer = fused_adam,
+        schedule: Schedule | None = None,
+        inclusion_schedule: Schedule | None = None,
+        kl_weight: Schedule | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        for name, value in {
+            "lr": lr,
+            "inclusion_lr": inclusion_lr,
+            "scale_lr": scale_lr,
+            "clip_norm": clip_norm,
+        }.items():
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"expected a positive {name}, got {value}")
+        schedule = schedule or cosine(hold=0.4)
+        how = {
+            "weights": (lr, schedule),
+            "inclusion": (inclusion_lr or 10 * lr, inclusion_schedule or schedule),
+            "scales": (scale_lr or 5 * lr, schedule),
+        }
+        kinds = {kind: chosen for kind, chosen in guide.parameters_by_kind().items() if chosen}
+        self.optimizer = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
+        self.clip_norm = clip_norm
+        self._how = [how[kind] for kind in kinds]
+        self._kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
+
+    def set(self, progress: float, elbo: ELBO, factor: float = 1.0) -> None:
+        """Set the learning rates and the KL's weight.
+
+        Args:
+            progress: of training, in [0, 1].
+            elbo: whose ``kl_weight`` is set.
+            factor: on all learning rates.
+        """
+        for group, (rate, schedule) in zip(self.optimizer.param_groups, self._how, strict=True):
+            group["lr"] = factor * rate * schedule(progress)
+        elbo.kl_weight = self._kl_weight(progress)
