@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from pyro_sparse import guides, models, nets
-from pyro_sparse.infer import ELBO
+from pyro_sparse.data import Batches
+from pyro_sparse.infer import ELBO, fit, make_fabric
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.posterior import Posterior
 from pyro_sparse.precision import autocast_suspended, network_autocast
 
 CPU = torch.device("cpu")
@@ -72,3 +74,32 @@ def test_only_the_network(name, local):
     # Rounded to 8 bits, not more, and not less.
     error = abs(float((mixed.log_likelihood / exact.log_likelihood).detach()) - 1)
     assert 1e-7 < error < 0.02
+
+
+def test_a_fit_in_mixed_precision():
+    """It learns what one in full precision learns, and records a KL of full precision."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 4, generator=generator)
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    accuracy, kl, parameters = {}, {}, {}
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(1)
+        model = models.SpikeSlabGaussian(nets.mlp([4, 16, 2]), x[:2], num_data=400)
+        guide = guides.for_model(model)
+        run = fit(
+            *(model, guide, Batches(x, y, 50)),
+            epochs=40,
+            lr=0.02,
+            progress=False,
+            fabric=make_fabric(accelerator="cpu", precision=precision),
+        )
+        posterior = Posterior(model, guide)
+        accuracy[precision] = float((posterior.predict(x).mean(0).argmax(1) == y).double().mean())
+        kl[precision] = [entry["kl"] for entry in run.history]
+        parameters[precision] = list(guide.parameters())
+    assert min(accuracy.values()) > 0.9
+    assert abs(accuracy["32-true"] - accuracy["bf16-mixed"]) < 0.05
+    # The first epoch's differs by what its few updates differ by: far less than 8 bits would.
+    assert kl["bf16-mixed"][0] == pytest.approx(kl["32-true"][0], rel=2e-3)
+    assert kl["bf16-mixed"] != kl["32-true"]
+    assert all(one.dtype == torch.float32 for one in parameters["bf16-mixed"])

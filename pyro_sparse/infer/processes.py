@@ -9,10 +9,11 @@ first, and files are read and written by the first one only.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -57,9 +58,7 @@ def make_fabric(
         raise ValueError(
             f"expected at least one device and one machine, got {devices} and {num_nodes}"
         )
-    with warnings.catch_warnings():
-        # Fabric's own start-up hints are about clusters.
-        warnings.simplefilter("ignore")
+    with _quiet():
         from lightning_fabric import Fabric
         from lightning_fabric.strategies.ddp import DDPStrategy
 
@@ -91,14 +90,24 @@ def make_fabric(
 def launch(fabric: Fabric) -> None:
     """Start the other processes, unless they run; each begins the program anew, up to here."""
     if fabric.world_size > 1 and not torch.distributed.is_initialized():
-        logger = logging.getLogger("lightning_fabric")
-        level = logger.level
-        logger.setLevel(logging.WARNING)  # or each process announces itself
-        try:
+        with _quiet():
             fabric.launch()
-        finally:
-            logger.setLevel(level)
         fabric.barrier()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Fabric does not announce what it was told to do, in each process anew."""
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Its hints are about clusters.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def share(

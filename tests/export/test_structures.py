@@ -800,3 +800,20 @@ def test_the_exported_folder_computes_the_same(name, tmp_path):
     loaded = load(save(small, tmp_path / "out"))
     with torch.no_grad():
         assert torch.equal(loaded(x), small(x))
+
+
+def test_torchs_encoder_layer_is_kept_whole():
+    """It says why, and what lies around it is cut."""
+    net = nn.Sequential(
+        *(nn.Linear(3, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
+        *(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)),
+    ).eval()
+    x = torch.randn(4, 5, 3)
+    graph = groups(net, x)
+    assert [group.name for group in graph if group.prunable and group.writers] == ["2"]
+    assert graph["1"].reason == "TransformerEncoderLayer '1' is not supported"
+    keep = {"2": torch.tensor([True, False, True, False, True, True])}
+    parameters = dict(net.named_parameters())
+    small = compact_network(net, graph, parameters, keep)
+    assert small[2].out_features == 4
+    assert equivalence(net, graph, parameters, keep, small, x) <= 1e-5
