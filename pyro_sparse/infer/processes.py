@@ -99,15 +99,17 @@ def launch(fabric: Fabric) -> None:
 def _quiet() -> Iterator[None]:
     """Fabric does not announce what it was told to do, in each process anew."""
     logger = logging.getLogger("lightning_fabric")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # Its hints are about clusters.
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        # Its hints are about clusters.
+        warnings.simplefilter("ignore")
+        import lightning_fabric  # noqa: F401  (sets the level itself)
+
+        level = logger.level
+        logger.setLevel(logging.WARNING)
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)
 
 
 def share(
