@@ -3,7 +3,7 @@ PYTHON ?= python
 SOURCES := setup.cfg pyproject.toml $(shell find pyro_sparse models guides -name '*.py')
 FLAT := build/flat
 
-.PHONY: help lint format types imports test examples docs wheel ci clean
+.PHONY: help lint format types imports test kills examples docs wheel ci clean
 
 help:
 	@echo "lint      ruff: rules and formatting"
@@ -11,6 +11,7 @@ help:
 	@echo "types     mypy"
 	@echo "imports   the direction of the dependencies between the subpackages"
 	@echo "test      the test suite"
+	@echo "kills     a run that is killed twenty times, at random moments, ends as if it never was"
 	@echo "examples  the Python blocks of README.md and docs/, and the tutorials"
 	@echo "docs      the API reference, in build/docs (needs the extra 'docs')"
 	@echo "wheel     source distribution and wheel, in dist/"
@@ -43,6 +44,9 @@ imports: $(FLAT)
 
 test:
 	pytest -n 2
+
+kills:
+	pytest -m kills
 
 examples:
 	pytest -n 2 -m examples

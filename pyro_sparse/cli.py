@@ -19,13 +19,16 @@ __all__ = ["main"]
 # torch and Pyro are imported inside the commands: --help and zoo answer at once.
 
 
+ERRORS = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)
+
+
 class _Group(click.Group):
     """Errors that say what to do go to the terminal as one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+        except ERRORS as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as error:
             # Training that was asked to stop says where it did, and by which signal; once.

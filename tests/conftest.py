@@ -1,7 +1,8 @@
 """What every test shares: one thread, a known seed, an empty parameter store, the data folder."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Set before torch and matplotlib are imported, here and in the processes that tests start: several
@@ -12,6 +13,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pyro
 import pytest
 import torch
+from safetensors.torch import load_file
 
 torch.set_num_threads(1)
 
@@ -46,3 +48,27 @@ def _fresh_state() -> Iterator[None]:
     pyro.set_rng_seed(0)
     yield
     torch.set_default_dtype(dtype)
+
+
+def _outcome(folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
+    tensors = {
+        str(path.relative_to(folder)): {
+            name: (value.dtype, tuple(value.shape), value.numpy().tobytes())
+            for name, value in load_file(path).items()
+            if name.startswith(("guide.", "model."))
+        }
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
+    numbers = {
+        str(path.relative_to(folder)): re.sub(
+            r'"[a-z_]*seconds[a-z_]*": [-+.e0-9]+', "", path.read_text()
+        )
+        for path in sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.json")])
+    }
+    return tensors, numbers
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[[Path], tuple[dict[str, dict], dict[str, str]]]:
+    """``outcome(run folder)``: all that a run leaves but for times; bits of all parameters."""
+    return _outcome

@@ -4,13 +4,11 @@ import dataclasses
 import json
 import math
 import os
-import re
 import sys
 import types
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from pyro_sparse import data, experiment, export
@@ -231,34 +229,15 @@ def killed_before(writes, monkeypatch):
     return lambda: done
 
 
-def outcome(folder):
-    """All that a run leaves, but for times: parameters, metrics, path and summary."""
-    tensors = {
-        path.relative_to(folder): {
-            name: value
-            for name, value in load_file(path).items()
-            if name.startswith(("guide.", "model."))
-        }
-        for path in sorted(folder.rglob("*.safetensors"))
-    }
-    numbers = {
-        path.relative_to(folder): re.sub(
-            r'"[a-z_]*seconds[a-z_]*": [-+.e0-9]+', "", path.read_text()
-        )
-        for path in sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.json")])
-    }
-    return tensors, numbers
-
-
 @pytest.fixture(scope="module")
-def phases(diabetes, tmp_path_factory):
+def phases(diabetes, outcome, tmp_path_factory):
     """A run with every phase that was never stopped, and how many files it moved into place."""
     out = tmp_path_factory.mktemp("phases") / "run"
     with pytest.MonkeyPatch.context() as patch:
         count = killed_before(-1, patch)
         settings = settings_for("bmr", "diabetes", **PHASES)
         experiment.run(settings, out, dataset=diabetes, progress=False, figures=False)
-    names = {str(path) for path in outcome(out)[0]}
+    names = set(outcome(out)[0])
     assert names >= {
         *("checkpoint/last.safetensors", "checkpoint/best.safetensors"),
         *("checkpoint/pruned.safetensors", "pretrain/checkpoint/last.safetensors"),
@@ -268,7 +247,7 @@ def phases(diabetes, tmp_path_factory):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-def test_a_run_goes_on_from_any_phase(phases, share, diabetes, tmp_path, monkeypatch):
+def test_a_run_goes_on_from_any_phase(phases, share, diabetes, outcome, tmp_path, monkeypatch):
     whole, count = phases
     settings = settings_for("bmr", "diabetes", **PHASES)
     options = {"dataset": diabetes, "progress": False, "figures": False}
@@ -279,18 +258,12 @@ def test_a_run_goes_on_from_any_phase(phases, share, diabetes, tmp_path, monkeyp
             experiment.run(settings, out, **options)
     summary = experiment.run(settings, out, resume=True, **options)
     assert summary == read(out / "summary.json")
-    (tensors, numbers), (expected, others) = outcome(out), outcome(whole)
-    assert numbers == others
-    assert tensors.keys() == expected.keys()
-    for path in tensors:
-        assert tensors[path].keys() == expected[path].keys()
-        for name, value in tensors[path].items():
-            assert torch.equal(value, expected[path][name]), (path, name)
+    assert outcome(out) == outcome(whole)
     # What is finished is read, not made again.
     assert experiment.run(settings, out, resume=True, **options) == summary
 
 
-def test_going_on_with_other_settings(phases, diabetes):
+def test_going_on_with_other_settings(phases, diabetes, outcome):
     whole, _ = phases
     settings = settings_for("bmr", "diabetes", **{**PHASES, "epochs": 4, "seed": 1})
     before = outcome(whole)

@@ -8,6 +8,7 @@ from .fit import check_data, fit
 from .folder import RunFolder, write_text
 from .local_reparameterisation import LocalReparameterisation
 from .lower_bound import LowerBound, lower_bound
+from .memory import MemoryNeed, available_memory, memory_need
 from .processes import PRECISIONS, launch, make_fabric, on_first
 from .recipe import OPTIMIZERS
 from .stopping import Interrupted
@@ -21,14 +22,17 @@ __all__ = [
     "Interrupted",
     "LocalReparameterisation",
     "LowerBound",
+    "MemoryNeed",
     "Run",
     "RunFolder",
+    "available_memory",
     "check_data",
     "checkpoint_file",
     "fit",
     "launch",
     "lower_bound",
     "make_fabric",
+    "memory_need",
     "on_first",
     "restore",
     "save_checkpoint",

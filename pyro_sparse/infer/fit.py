@@ -27,6 +27,7 @@ from .divergence import Divergence
 from .elbo import ELBO
 from .folder import RunFolder
 from .lower_bound import lower_bound
+from .memory import check_memory, memory_need
 from .processes import launch, make_fabric, on_first, share, unify
 from .recipe import Recipe, fused_adam
 from .schedules import Schedule
@@ -136,6 +137,8 @@ def fit(
             they cannot be shared among the processes, ``out`` already holds a run, or the
             checkpoint to resume is damaged or of another model.
         FileNotFoundError: ``resume`` finds metrics in ``out``, but not their checkpoint.
+        MemoryError: training cannot fit into the memory there is, with numbers; see
+            :mod:`pyro_sparse.infer.memory`.
         OSError: ``out`` cannot be written, or has no room: before training, or when a checkpoint
             is written; those before it are untouched.
         Divergence: a `FloatingPointError`: the loss, a gradient or a parameter is no longer
@@ -161,7 +164,7 @@ def fit(
         raise ValueError("resume=True needs out=, the run folder to go on with")
     # A DataLoader draws from the global generator when it is iterated, and so does dropout.
     with torch.random.fork_rng([]):
-        _check_loader(model, loader)
+        x, y, batch_size = _check_loader(model, loader)
         held_out = None if validation is None else _validation_batches(model, validation)
 
     if fabric is None:
@@ -169,6 +172,11 @@ def fit(
     launch(fabric)
     shared = share(loader, fabric)
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
+    if fabric.strategy.precision.precision == "32-true":  # as the estimate is made
+        device = model.output_scale.device
+        own = batch_size // (fabric.world_size if isinstance(loader, Batches) else 1)
+        need = memory_need(elbo, model, guide, x.to(device), y.to(device), own)
+        check_memory(need, fabric.device, need.parameters if device == fabric.device else 0)
     devices = range(torch.cuda.device_count())
     bar = _progress_bar(progress and fabric.is_global_zero)
     with torch.random.fork_rng(devices), bar, StopRequest() as stop:
@@ -276,19 +284,26 @@ def _check_loader(
     model: SparseModel,
     loader: Iterable[tuple[Tensor, Tensor]],
     what: str = "training data",
-) -> None:
-    """Look at all data where the loader holds them, at the first batch otherwise."""
+) -> tuple[Tensor, Tensor, int]:
+    """Look at all data where the loader holds them, at the first batch otherwise.
+
+    Returns:
+        A few examples, and how many a batch has.
+    """
     if isinstance(loader, Sized) and len(loader) == 0:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
     if what == "training data":
         _check_size(model, loader)
     if hasattr(loader, "x") and hasattr(loader, "y"):
         check_data(model, loader.x, loader.y, what)
-        return
+        size = getattr(loader, "batch_size", len(loader.x))
+        return loader.x[:4], loader.y[:4], min(size, len(loader.x))
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
-    check_data(model, *batch, f"first batch of the {what}")
+    x, y = batch
+    check_data(model, x, y, f"first batch of the {what}")
+    return x[:4], y[:4], len(x)
 
 
 def _check_size(model: SparseModel, loader: Any) -> None:
