@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_sparse as ps
-from pyro_sparse.infer.schedules import ramp
+from pyro_sparse.infer.schedules import Schedule, constant, ramp
 from pyro_sparse.posterior import Curve, Posterior, theoretical_rate
 from pyro_sparse.posterior.contraction import fitted_rate
 
@@ -71,10 +71,10 @@ def fit(
     inclusion: float,
     batch: int,
     steps: int,
-    start: float,
-    hold: float,
+    inclusion_lr: float,
+    kl_weight: Schedule,
 ) -> Posterior:
-    """Steps of Adam at 0.01, logits at 0.1; the KL rises from ``start`` to 1 after ``hold``."""
+    """Steps of Adam at 0.01, logits at ``inclusion_lr``."""
     size = len(x)
     sparse = MODELS[model](
         net, x[:2], likelihood=ps.likelihoods.Normal(), num_data=size, prune_inputs=True,
@@ -84,7 +84,7 @@ def fit(
     loader = ps.data.Batches(x, y, min(batch, size), seed=seed)
     ps.fit(
         sparse, guide, loader, epochs=max(1, round(steps / len(loader))), lr=1e-2, seed=seed,
-        kl_weight=ramp(start, hold=hold, change=0.4), progress=False,
+        inclusion_lr=inclusion_lr, kl_weight=kl_weight, progress=False,
     )  # fmt: skip
     return Posterior(sparse, guide)
 
@@ -96,7 +96,7 @@ def planted(model: str, seed: int, size: int, steps: int) -> dict[str, Any]:
     net = ps.nets.mlp([INPUTS, STUDENT, 1], "tanh")
     posterior = fit(
         model, net, x[:size], y[:size], seed,
-        inclusion=0.25, batch=256, steps=steps, start=0.03, hold=0.1,
+        inclusion=0.25, batch=256, steps=steps, inclusion_lr=0.02, kl_weight=constant(),
     )  # fmt: skip
     around = posterior.radius(x[SIZES[-1] :], truth[SIZES[-1] :])
     pip = posterior.inclusion()
@@ -119,8 +119,9 @@ def wide_case(model: str, kind: str, seed: int, steps: int) -> dict[str, Any]:
         else ps.nets.mlp([inputs, 20, 1], "tanh")
     )
     posterior = fit(
-        model, net, x, y, seed, inclusion=0.01, batch=300, steps=steps, start=0.1, hold=0.2
-    )
+        model, net, x, y, seed,
+        inclusion=0.01, batch=300, steps=steps, inclusion_lr=0.1, kl_weight=ramp(0.1, 0.2, 0.4),
+    )  # fmt: skip
     pip = posterior.inclusion()["input"]
     return {
         "true": int((pip[:10] > 0.5).sum()),

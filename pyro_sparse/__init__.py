@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         posterior,
         zoo,
     )
+    from .comparison import compare
     from .export.shipping import compact
     from .infer.fit import fit
     from .posterior import Posterior
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Posterior",
     "compact",
+    "compare",
     "data",
     "distributions",
     "export",
@@ -57,7 +59,7 @@ __all__ = [
     "zoo",
 ]
 
-_HOME = {"Posterior": "posterior", "compact": "export", "fit": "infer"}
+_HOME = {"Posterior": "posterior", "compact": "export", "compare": "comparison", "fit": "infer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -231,6 +231,15 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_seeds_option = click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many runs of each model, with seeds that count up from --seed.",
+)
+
+
 def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What decides a run, and what only says where things lie."""
     places = {key: options.pop(key) for key in ("data_root", "download", "quiet")}
@@ -292,10 +301,12 @@ def zoo() -> None:
     show_default=True,
     help="Machines. Start the command on each, as with torchrun.",
 )
+@_seeds_option
 def fit(
     model: str,
     out: Path,
     resume: bool,
+    seeds: int,
     devices: int,
     accelerator: str,
     strategy: str,
@@ -306,7 +317,8 @@ def fit(
 
     \b
     The folder holds config.json, metrics.jsonl (a line an epoch), checkpoint/,
-    summary.json, figures/ and report.html. Ship the pruned network with
+    summary.json, figures/ and report.html; with several seeds there is one under
+    each of DIR/seed-0, DIR/seed-1, ... Ship the pruned network with
         pyro-sparse export RUN --out DIR
     A run that was stopped, by Ctrl-C or otherwise, goes on with --resume.
 
@@ -329,6 +341,23 @@ def fit(
         num_nodes=num_nodes,
         precision=chosen.precision,
     )
+    if seeds > 1:
+        from pyro_sparse import comparison
+
+        summaries = comparison.fit_seeds(
+            chosen,
+            out,
+            seeds,
+            root=places["data_root"],
+            download=places["download"],
+            fabric=fabric,
+            resume=resume,
+            progress=not places["quiet"],
+        )
+        if fabric.is_global_zero:
+            report.print_table(summaries)
+            click.echo(f"\nrun folders: {out}/seed-*; merge them with pyro-sparse analyse {out}")
+        return
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
     summary = experiment.run(
         chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"], fabric=fabric
@@ -344,17 +373,50 @@ def fit(
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for one run folder a model, compare.json, .csv, .tex and report.html. [default: a "
-    "new one under runs/]",
+    help="Folder for the run folders, compare.json, .csv, .tex and report.html. [default: a new "
+    "one under runs/]",
 )
-def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
-    """Train MODELS and the dense baseline on the same data; print one table.
+@click.option(
+    "--baseline",
+    metavar="MODEL",
+    help="The entry that the others are tested against. [default: the first]",
+)
+@click.option(
+    "--measure/--no-measure",
+    "measured",
+    default=True,
+    show_default=True,
+    help="Add evidence bounds, k-hat, gradient variance and latency, some seconds a run.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the comparison in --out, or add models or seeds to it; the same options.",
+)
+@_seeds_option
+def compare(
+    models: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    seeds: int,
+    baseline: str | None,
+    measured: bool,
+    **options: Any,
+) -> None:
+    """Train MODELS and the dense baseline on the same data; print them side by side.
 
     \b
-    The table has, for each model, accuracy or RMSE of the ensemble of posterior
+    A model may have settings of its own, so that guides can be compared:
+        pyro-sparse compare ss-ghs ss-ghs:variance=full --data digits
+        pyro-sparse compare ss-ig:inclusion=score,num-particles=4 ss-ig --data digits
+    With several seeds the tables have means, standard errors and paired tests.
+
+    \b
+    The tables have, for each model, accuracy or RMSE of the ensemble of posterior
     draws and of the compact network one would ship, negative log-likelihood,
     calibration error, units kept a layer, units that are undecided
-    (0.05 < inclusion probability < 0.95), parameters, MACs and seconds.
+    (0.05 < inclusion probability < 0.95), parameters, MACs, latency, seconds,
+    evidence bounds, k-hat, and the variance of the gradient.
 
     \b
     Example:
@@ -362,14 +424,27 @@ def compare(models: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """
     settings, places = _split_options(options)
     names = [*dict.fromkeys(models), *(["dense"] if "dense" not in models else [])]
-    from pyro_sparse import experiment, report
+    from pyro_sparse import comparison, report
 
-    chosen = [experiment.settings_for(name, **settings) for name in names]
-    out = out or report.new_folder(Path("runs"), f"compare-{chosen[0].data.replace(':', '-')}")
-    dataset = experiment.load_data(chosen[0], places["data_root"], places["download"])
-    summaries = experiment.compare(chosen, out, dataset=dataset, progress=not places["quiet"])
-    report.print_table(summaries)
-    click.echo(f"\nrun folders and plots: {out}")
+    if resume and out is None:
+        raise ValueError("--resume needs --out, the folder of the comparison to go on with")
+    data = settings.pop("data")
+    out = out or report.new_folder(Path("runs"), f"compare-{data.replace(':', '-')}")
+    result = comparison.compare(
+        names,
+        data,
+        out,
+        seeds=seeds,
+        baseline=baseline,
+        measured=measured,
+        root=places["data_root"],
+        download=places["download"],
+        resume=resume,
+        progress=not places["quiet"],
+        **settings,
+    )
+    report.print_comparison(data, result.table)
+    click.echo(f"\nrun folders, tables and report.html: {out}")
 
 
 @main.command()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +32,9 @@ __all__ = [
     "Settings",
     "bench",
     "build",
-    "compare",
     "load",
     "load_data",
+    "posterior_of",
     "read_settings",
     "run",
     "run_keep",
@@ -324,7 +323,7 @@ def _pretrained(
     fitted = infer.fit(model, guide, loader, out=folder, resume=resume, fabric=fabric, **options)
     posterior = Posterior(model, guide, dataset.train.x)
     posterior.refresh_statistics()
-    return _dense_network(posterior), fitted.seconds
+    return dense_network(posterior), fitted.seconds
 
 
 class _EpochMetrics:
@@ -363,55 +362,6 @@ class _EpochMetrics:
                 metrics["validation_accuracy"] = accuracy(prediction, self.split.y)
 
 
-def compare(
-    settings: Sequence[Settings],
-    out: str | Path,
-    *,
-    dataset: data.Dataset,
-    progress: bool = True,
-) -> list[dict[str, Any]]:
-    """`run` for each of ``settings``, under ``out/MODEL``.
-
-    Writes compare.json, compare.csv, compare.tex, figures/ and report.html after each.
-
-    Raises:
-        ValueError: before any training, where ``out`` already holds runs or a model is wrong.
-    """
-    out = Path(out)
-    taken = [one.model for one in settings if (out / one.model / "config.json").exists()]
-    if taken or (out / "compare.json").exists():
-        raise ValueError(f"{out} already holds a comparison; choose another folder with --out")
-    for one in settings:
-        build(one, dataset)
-    summaries: list[dict[str, Any]] = []
-    # Reference pruners come last: their budget is what the others need.
-    ordered = sorted(settings, key=lambda one: _is_reference(one) and one.budget is None)
-    for one in ordered:
-        if _is_reference(one) and one.budget is None:
-            others = [s["macs_compact"] for s in summaries if zoo.find(s["model"]).bayesian]
-            budget = float(statistics.median(others)) if others else None
-            one = dataclasses.replace(one, budget=budget)
-        if progress:
-            print(zoo.find(one.model).title, flush=True)
-        try:
-            summary = run(one, out / one.model, dataset=dataset, progress=progress)
-        except PruningError as error:
-            # The others still have something to say; this one's run folder stays.
-            print(f"{one.model}: {error}", flush=True)
-            continue
-        summaries.append(summary)
-        write_json(out / "compare.json", summaries)
-        page.write_comparison(out, summaries)
-    if not summaries:
-        raise PruningError(f"no model could be pruned; the runs are kept under {out}")
-    return summaries
-
-
-def _is_reference(settings: Settings) -> bool:
-    """Whether a run is a pruner to compare with, which needs a budget."""
-    return bool(settings.passes) and not zoo.find(settings.model).bayesian
-
-
 def summarise(
     settings: Settings,
     posterior: Posterior,
@@ -429,7 +379,7 @@ def summarise(
         scores = posterior.evaluate(
             dataset.test.x, dataset.test.y, keep=keep, target_scale=float(scale)
         )
-    dense = _dense_network(posterior)
+    dense = dense_network(posterior)
     # Inputs that nothing reads are gone, too, wherever a rule finds them.
     names = [group.name for group in posterior.prunable_groups()]
     if "input" not in names and not bool(keep["input"].all()):
@@ -465,7 +415,7 @@ def _difference(
     return float((posterior.masked(inputs, keep) - small(inputs)).abs().max())
 
 
-def _dense_network(posterior: Posterior) -> nn.Module:
+def dense_network(posterior: Posterior) -> nn.Module:
     """The network with all units, as `compact` builds it."""
     everything = {
         group.name: torch.ones(group.size, dtype=torch.bool) for group in posterior.model.graph
@@ -516,17 +466,24 @@ def load(
     """
     folder = Path(folder)
     settings = read_settings(folder)
+    dataset = load_data(settings, root)
+    return settings, dataset, posterior_of(folder, settings, dataset, checkpoint)
+
+
+def posterior_of(
+    folder: Path, settings: Settings, dataset: data.Dataset, checkpoint: str = "last"
+) -> Posterior:
+    """The fitted posterior of the run in ``folder``, given its settings and data; see `load`."""
     if checkpoint == "best" and settings.passes:
         raise ValueError(
             f"{folder} was pruned after training, and its best checkpoint is from before; "
             "take the last"
         )
-    dataset = load_data(settings, root)
     model, guide = build(settings, dataset)
     path = infer.checkpoint_file(folder, checkpoint)
     pruned = infer.checkpoint_file(folder, "pruned")
     infer.restore(pruned if settings.passes and pruned.is_file() else path, model, guide)
-    return settings, dataset, Posterior(model, guide, dataset.train.x)
+    return Posterior(model, guide, dataset.train.x)
 
 
 def run_keep(
@@ -611,7 +568,7 @@ def write_export(
         onnx=onnx,
         pt2=pt2,
         example=test.x[:64],
-        dense=_dense_network(posterior),
+        dense=dense_network(posterior),
         preprocessing=dataset.preprocessing,
         metadata={
             **{
@@ -660,7 +617,11 @@ def _dense_scores(
     folder: Path, settings: Settings, given: str | Path | None
 ) -> dict[str, float] | None:
     """Scores of the dense baseline of the run in ``folder``; None where there is none at hand."""
-    baseline = folder.resolve().parent / "dense" if given is None else Path(given)
+    here = folder.resolve()
+    beside = here.parent / "dense"
+    if here.name.startswith("seed-"):
+        beside = here.parent.parent / "dense" / here.name
+    baseline = beside if given is None else Path(given)
     config, summary = baseline / "config.json", baseline / "summary.json"
     if not (config.is_file() and summary.is_file()):
         if given is None:
@@ -719,7 +680,7 @@ def bench(
     else:
         settings, dataset, posterior = load(folder, root)
         small = compact(posterior, run_keep(settings, posterior, dataset))
-        dense = _dense_network(posterior)
+        dense = dense_network(posterior)
         example = dataset.test.x[:1]
     result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
     write_json(folder / "bench.json", result.to_dict())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_sparse.posterior import plots
+from pyro_sparse.table import SECTIONS, Table, entry_of
 
 __all__ = ["write_comparison", "write_figure", "write_run"]
 
@@ -259,75 +260,56 @@ def _facts(summary: Mapping[str, Any]) -> str:
 # -- a comparison ----------------------------------------------------------------------------------
 
 
-def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> Path:
+def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]], table: Table) -> Path:
     """Write report.html, compare.csv, compare.tex and figures/pareto.png of several runs.
 
     Args:
-        folder: holds one run folder a model, under the model's name.
+        folder: holds the run folders, each where its summary's ``run`` says.
         summaries: of the runs; at least one.
+        table: of them.
     """
     first = summaries[0]
-    columns = _columns(summaries)
-    rows = [[form(summary) for _, form in columns] for summary in summaries]
-    names = [name for name, _ in columns]
     _write_csv(folder / "compare.csv", summaries)
-    _write_latex(folder / "compare.tex", names, rows)
+    _write_latex(folder / "compare.tex", table)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     write_figure(figures / "pareto.png", lambda ax: plots.accuracy_against_cost(summaries, ax))
-    title = f"{len(summaries)} model{'s' if len(summaries) > 1 else ''} on {first['data']}"
-    parts = [
-        _header(title, f"{first['net']}, {first['epochs']} epochs, seed {first['seed']}"),
-        "<h2>All models</h2>",
-        _table(
-            names,
-            rows,
-            "Test set; ens.: mean of posterior draws, comp.: the one pruned network that is "
-            f"shipped. {_undecided()}",
-        ),
+    entries: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        entries.setdefault(entry_of(summary), []).append(summary)
+    title = f"{len(entries)} model{'s' if len(entries) > 1 else ''} on {first['data']}"
+    parts = [_header(title, table.subtitle)]
+    for section in SECTIONS:
+        titles, lines = table.section(section)
+        if titles:
+            rows = [[entry, *cells] for entry, cells in lines.items()]
+            parts += [
+                f"<h2>{section.title}</h2>",
+                _table(["model", *titles], rows, f"{section.note} {table.footnote}"),
+            ]
+    parts += [
         "<h2>Accuracy against cost</h2>"
         if "accuracy_compact" in first
         else "<h2>Error and cost</h2>",
         f"<div class=figures>{_figure(figures / 'pareto.png')}</div>",
     ]
-    for summary in summaries:
-        own = folder / summary["model"]
+    for entry, runs in entries.items():
+        own = folder / runs[0].get("run", entry)
+        shown = f"<p class=soft>Seed {runs[0]['seed']}:</p>" if len(runs) > 1 else ""
         parts += [
-            f"<h2>{escape(summary['model'])}</h2>",
-            _facts(summary),
+            f"<h2>{escape(entry)}</h2>",
+            shown,
+            _facts(runs[0]),
             _table(
                 ["layer", "units", "kept", "undecided"],
                 [
-                    [name, str(size), str(summary["kept"][name]), str(summary["undecided"][name])]
-                    for name, size in summary["units"].items()
+                    [name, str(size), str(runs[0]["kept"][name]), str(runs[0]["undecided"][name])]
+                    for name, size in runs[0]["units"].items()
                 ],
             ),
             _figures(own / "figures"),
         ]
     return _write(folder / "report.html", title, parts)
-
-
-def _columns(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    """Titles, and functions from a summary to a cell."""
-    columns: list[tuple[str, Any]] = [("model", lambda s: s["model"])]
-    for key, title, form in SCORES:
-        if f"{key}_compact" in summaries[0]:
-            for which, short in (("ensemble", "ens."), ("compact", "comp.")):
-                columns.append(
-                    (
-                        f"{title} {short}",
-                        lambda s, k=f"{key}_{which}", f=form: f.format(s[k]),
-                    )
-                )
-    return [
-        *columns,
-        ("kept", lambda s: "-".join(map(str, s["kept"].values()))),
-        ("undecided", lambda s: "-".join(map(str, s["undecided"].values()))),
-        ("parameters", lambda s: f"{s['params_compact']:,}"),
-        ("MACs", lambda s: f"{s['macs_compact']:,}"),
-        ("fewer MACs", lambda s: _ratio(s["macs_dense"], s["macs_compact"])),
-        ("seconds", lambda s: f"{s['train_seconds']:.0f}"),
-    ]
 
 
 def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
@@ -347,22 +329,28 @@ def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(flat)
 
 
-def _write_latex(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A tabular environment that needs no package."""
+def _write_latex(path: Path, table: Table) -> None:
+    """Tabular environments that need no package, one a section."""
 
     def line(cells: Iterable[str]) -> str:
         return " & ".join(_latex(cell) for cell in cells) + r" \\"
 
-    lines = [
-        rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}",
-        r"\hline",
-        line(names),
-        r"\hline",
-        *(line(row) for row in rows),
-        r"\hline",
-        r"\end{tabular}",
-    ]
-    path.write_text("\n".join(lines) + "\n")
+    lines = []
+    for section in SECTIONS:
+        titles, rows = table.section(section)
+        if titles:
+            lines += [
+                f"% {section.title}",
+                rf"\begin{{tabular}}{{l{'r' * len(titles)}}}",
+                r"\hline",
+                line(["model", *titles]),
+                r"\hline",
+                *(line([entry, *cells]) for entry, cells in rows.items()),
+                r"\hline",
+                r"\end{tabular}",
+                "",
+            ]
+    path.write_text("\n".join(lines))
 
 
 def _latex(text: str) -> str:
@@ -371,7 +359,8 @@ def _latex(text: str) -> str:
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
-        "×": r"$\times$",
+        "±": r"$\pm$",
+        "–": "--",
     }
     return "".join(special.get(character, character) for character in text)
 

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_sparse.export import Benchmark
+from pyro_sparse.table import SECTIONS
+from pyro_sparse.table import Table as ComparisonTable
 
-__all__ = ["new_folder", "print_analysis", "print_bench", "print_table"]
+__all__ = ["new_folder", "print_analysis", "print_bench", "print_comparison", "print_table"]
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -74,6 +76,29 @@ def print_table(summaries: Sequence[Mapping[str, Any]], console: Console | None 
             f"{summary['train_seconds']:.0f}",
         )
     _print(table, console)
+
+
+def print_comparison(
+    data: str, comparison: ComparisonTable, console: Console | None = None
+) -> None:
+    """A table a section, one row an entry: scores, size and cost, how well the guide fits."""
+    console = console or Console()
+    console.print(f"{data}, {comparison.subtitle}\n", highlight=False)
+    for section in SECTIONS:
+        titles, lines = comparison.section(section, sign="±")
+        if not titles:
+            continue
+        table = _plain_table(section.title)
+        table.caption, table.caption_justify = section.note, "left"
+        table.add_column("model", overflow="fold")
+        for title in titles:
+            table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
+        for entry, cells in lines.items():
+            table.add_row(entry, *cells)
+        _print(table, console)
+        console.print()
+    if comparison.footnote:
+        console.print(comparison.footnote, highlight=False)
 
 
 def _print(table: Table, console: Console | None) -> None:

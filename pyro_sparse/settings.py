@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 from pyro_sparse import zoo
+from pyro_sparse.names import nearest
 
-__all__ = ["Settings", "settings_for"]
+__all__ = ["Settings", "parse_entry", "settings_for"]
 
 # Where the user says nothing, settings depend on the size of the data and on the model's kind;
 # docs/schedule.md has the reasons. Spike-and-slab models on much data: units are decided in the
@@ -199,3 +202,54 @@ def settings_for(model: str, data: str, *, strict: bool = False, **given: Any) -
             **chosen,
         },
     )
+
+
+def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
+    """Model and settings of ``MODEL`` or ``MODEL:setting=value,setting=value``.
+
+    ``ss-ghs:variance=full,num-particles=4`` is ss-ghs with two settings of its own. Every attribute
+    of `Settings` may be named but ``model``, ``data``, ``split`` and ``seed``, which the entries of
+    a comparison share.
+
+    Raises:
+        ValueError: the model or a setting is not known, or a value is not of its type.
+    """
+    model, _, rest = text.partition(":")
+    zoo.find(model)
+    hints = typing.get_type_hints(Settings)
+    known = [name for name in hints if name not in ("model", "data", "split", "seed")]
+    given: dict[str, Any] = {}
+    for part in rest.split(",") if rest else []:
+        name, equals, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known:
+            raise ValueError(f"{text}: {nearest('setting', name, known)}")
+        if not equals:
+            raise ValueError(f"{text}: expected {name}=VALUE, got {part!r}")
+        try:
+            given[name] = _parse_value(hints[name], value.strip())
+        except ValueError as error:
+            raise ValueError(f"{text}: {name} must be {error}, got {value!r}") from None
+    return model, given
+
+
+BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
+
+
+def _parse_value(hint: Any, text: str) -> Any:
+    """``text`` as the first type of ``hint`` that it can be; ``ValueError`` says what it may be."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in kinds and text == "none":
+        return None
+    if bool in kinds and text in BOOLEANS:
+        return BOOLEANS[text]
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if str in kinds:
+        return text
+    names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+    raise ValueError(" or ".join(names[kind] for kind in kinds))

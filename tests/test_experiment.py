@@ -293,25 +293,6 @@ def test_the_best_of_a_pruned_run(phases):
     assert posterior.model.support.restricted
 
 
-# -- compare -------------------------------------------------------------------------------------
-
-
-def test_compare_goes_on_where_one_model_cannot_be_pruned(digits, tmp_path, capsys):
-    settings = [nothing_kept(), settings_for("dense", "digits", **TINY)]
-    summaries = experiment.compare(settings, tmp_path, dataset=digits, progress=False)
-    assert [summary["model"] for summary in summaries] == ["dense"]
-    assert read(tmp_path / "compare.json") == summaries
-    assert "ss-ig: layer 'fc1' would keep none" in capsys.readouterr().out
-    assert (tmp_path / "ss-ig" / "checkpoint" / "last.safetensors").is_file()
-    with pytest.raises(ValueError, match="already holds a comparison"):
-        experiment.compare(settings, tmp_path, dataset=digits)
-
-
-def test_compare_where_no_model_can_be_pruned(digits, tmp_path):
-    with pytest.raises(experiment.PruningError, match="no model could be pruned"):
-        experiment.compare([nothing_kept()], tmp_path, dataset=digits, progress=False)
-
-
 # -- load and export -----------------------------------------------------------------------------
 
 
@@ -386,8 +367,9 @@ def test_export_of_a_regression_knows_the_noise(name, diabetes, tmp_path):
 
 def test_export_finds_the_dense_baseline(digits, tmp_path):
     runs = tmp_path / "runs"
-    chosen = [settings_for(name, "digits", **TINY) for name in ("ss-ig", "dense")]
-    experiment.compare(chosen, runs, dataset=digits, progress=False)
+    for name in ("ss-ig", "dense"):
+        settings = settings_for(name, "digits", **TINY)
+        experiment.run(settings, runs / name, dataset=digits, progress=False, figures=False)
     summary = read(runs / "dense" / "summary.json")
     expected = {key: summary[f"{key}_compact"] for key in ("accuracy", "nll", "ece")}
     beside = experiment.write_export(runs / "ss-ig", tmp_path / "beside")
@@ -407,6 +389,14 @@ def test_export_finds_the_dense_baseline(digits, tmp_path):
     (runs / "baseline").rename(runs / "dense")
     other = experiment.write_export(runs / "ss-ig", tmp_path / "other")
     assert other["scores"]["dense"] is None
+    # Of several seeds, it is the one of the same seed.
+    (runs / "dense" / "config.json").write_text(json.dumps(config))
+    for name in ("ss-ig", "dense"):
+        (runs / name).rename(runs / "aside")
+        (runs / name).mkdir()
+        (runs / "aside").rename(runs / name / "seed-0")
+    seeded = experiment.write_export(runs / "ss-ig" / "seed-0", tmp_path / "seeded")
+    assert seeded["scores"]["dense"] == expected
 
 
 def test_export_of_no_run(tmp_path):

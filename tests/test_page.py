@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_sparse import page
 from pyro_sparse.posterior import plots
+from pyro_sparse.table import tabulate
 
 VOID = {"meta", "img"}
 
@@ -145,11 +146,14 @@ def test_a_run_that_is_not_finished(tmp_path):
 def test_page_and_tables_of_a_comparison(tmp_path):
     runs = [summary(), summary("dense", macs_compact=4100, accuracy_compact=0.97, path=[1])]
     folder_of(tmp_path / "ss-ghs", runs[0])
-    html = check_self_contained(page.write_comparison(tmp_path, runs))
+    html = check_self_contained(page.write_comparison(tmp_path, runs, tabulate(runs)))
     assert "2 models on digits" in html.text
     # The Pareto plot and the one picture of ss-ghs; dense has none and says so.
     assert len([tag for tag, _ in html.tags if tag == "img"]) == 2
     assert "No figures were written" in html.text
+    # What no run has measured has no section, and one seed no errors.
+    assert "How well the guide fits" not in html.text
+    assert "±" not in html.text
     with (tmp_path / "compare.csv").open() as file:
         first, second = csv.DictReader(file)
     assert first["model"] == "ss-ghs"
@@ -157,13 +161,32 @@ def test_page_and_tables_of_a_comparison(tmp_path):
     assert first["kept"] == "12-9"
     assert second["macs_compact"] == "4100"
     lines = (tmp_path / "compare.tex").read_text().splitlines()
-    assert lines[0] == r"\begin{tabular}{lrrrrrrrrrrrr}"
-    (row,) = [line for line in lines if line.startswith("ss-ghs")]
-    assert row.count(" & ") == 12
-    assert r"95.34\% &" in row
-    assert r"4.1$\times$" in row
-    assert row.endswith(r"\\")
-    assert lines[-1] == r"\end{tabular}"
+    assert lines.count(r"\begin{tabular}{lrrrrrr}") == 1
+    assert lines.count(r"\begin{tabular}{lrrrrr}") == 1
+    good, small = [line for line in lines if line.startswith("ss-ghs")]
+    assert good.count(" & ") == 6
+    assert r"& 95.34\% &" in good
+    assert small == r"ss-ghs & 12-9 & 2-0 & 1,045 & 1,000 & 12.3 \\"
+    assert lines.count(r"\end{tabular}") == 2
+
+
+def test_page_of_a_comparison_over_seeds(tmp_path):
+    runs = [
+        summary(entry=entry, run=f"{entry}/seed-{seed}", seed=seed, accuracy_compact=score)
+        for entry, scores in {"ss-ghs": (0.9, 0.94), "ss-ghs:lr=1": (0.92, 0.97)}.items()
+        for seed, score in enumerate(scores)
+    ]
+    for run in runs:
+        folder_of(tmp_path / run["run"], run)
+    html = check_self_contained(page.write_comparison(tmp_path, runs, tabulate(runs)))
+    assert "seeds 0, 1" in html.text
+    assert "92.00% ± 2.00" in html.text
+    assert "94.50% ± 2.50" in html.text
+    assert "differs from ss-ghs (paired t-test" in html.text
+    # Pictures of the first seed of each, which is said; the other seeds have their own pages.
+    assert len([tag for tag, _ in html.tags if tag == "img"]) == 3
+    assert html.text.count("Seed 0:") == 2
+    assert r"92.00\% $\pm$ 2.00" in (tmp_path / "compare.tex").read_text()
 
 
 def test_latex_special_characters():
@@ -189,6 +212,22 @@ def test_accuracy_against_cost_joins_the_best():
     ax = Figure().subplots()
     plots.accuracy_against_cost(errors, ax)
     assert list(ax.lines[-1].get_xdata()) == [100, 200, 400]
+
+
+def test_accuracy_against_cost_of_several_seeds():
+    """Small points of the seeds, and a front through the means."""
+    points = {"a": [(100, 0.90), (300, 0.94)], "b": [(400, 0.95), (600, 0.97)]}
+    runs = [
+        summary(entry=n, seed=seed, macs_compact=m, accuracy_compact=a)
+        for n, values in points.items()
+        for seed, (m, a) in enumerate(values)
+    ]
+    ax = plots.accuracy_against_cost(runs, Figure().subplots())
+    front = ax.lines[-1]
+    assert front.get_xdata() == pytest.approx([200, 500])
+    assert front.get_ydata() == pytest.approx([0.92, 0.96])
+    assert ax.collections[0].get_offsets().tolist() == [[100, 0.90], [300, 0.94]]
+    assert len(ax.get_legend().get_texts()) == 2
 
 
 def test_accuracy_size_curve():

@@ -1,14 +1,12 @@
 """Runs of the noise, reduction and compression models, and of the pruners to compare with."""
 
 import json
-import statistics
 
 import pytest
 import torch
 
 from pyro_sparse import data, experiment, export
-from pyro_sparse.experiment import PruningError, settings_for
-from pyro_sparse.zoo import ZOO
+from pyro_sparse.experiment import settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2}
 
@@ -121,41 +119,3 @@ def test_run_load_export(model, digits, tmp_path, monkeypatch):
     with torch.no_grad():
         output = export.load(tmp_path / "export")(x)
     torch.testing.assert_close(output, posterior.masked(x, keep), rtol=1e-4, atol=1e-5)
-
-
-def test_compare_gives_the_reference_pruners_the_others_budget(digits, tmp_path):
-    """They come last, and stay within the median of what the others cost."""
-    names = ["random", "ss-ghs", "magnitude", "sbp", "bmrs", "dense"]
-    # Half of the units of one, all of the others: the median is a budget in between.
-    rules = {"ss-ghs": "top:3", "sbp": "top:5:noise-signal", "bmrs": "top:6:noise-signal"}
-    settings = [
-        settings_for(name, "digits", **TINY, rule=rules.get(name), retrain=0.5) for name in names
-    ]
-    summaries = experiment.compare(settings, tmp_path, dataset=digits, progress=False)
-    assert [summary["model"] for summary in summaries] == [
-        *("ss-ghs", "sbp", "bmrs", "dense"),
-        *("random", "magnitude"),
-    ]
-    costs = {summary["model"]: summary["macs_compact"] for summary in summaries}
-    assert [costs[name] for name in rules] == [74 * 3, 74 * 5, 74 * 6]
-    budget = statistics.median(costs[name] for name in rules)
-    for name in ("random", "magnitude"):
-        assert costs[name] == budget
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        assert config["budget"] == budget
-        assert not ZOO[name].bayesian
-    assert [s["model"] for s in json.loads((tmp_path / "compare.json").read_text())] == [
-        summary["model"] for summary in summaries
-    ]
-
-
-def test_a_budget_that_cannot_be_kept_stops_one_pruner_only(digits, tmp_path, capsys):
-    settings = [
-        settings_for("magnitude", "digits", **TINY, budget=20.0),
-        settings_for("random", "digits", **TINY, budget=300.0),
-    ]
-    summaries = experiment.compare(settings, tmp_path, dataset=digits, progress=False)
-    assert [summary["model"] for summary in summaries] == ["random"]
-    assert "magnitude: one unit a group already costs 74 MACs" in capsys.readouterr().out
-    with pytest.raises(PruningError, match="budget of 20"):
-        experiment.run(settings[0], tmp_path / "alone", dataset=digits, progress=False)

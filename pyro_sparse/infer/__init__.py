@@ -6,6 +6,7 @@ from .divergence import Divergence
 from .elbo import ELBO
 from .fit import check_data, fit
 from .folder import RunFolder, write_text
+from .gradient import GradientVariance, gradient_variance
 from .local_reparameterisation import LocalReparameterisation
 from .lower_bound import LowerBound, lower_bound
 from .memory import MemoryNeed, available_memory, memory_need
@@ -19,6 +20,7 @@ __all__ = [
     "OPTIMIZERS",
     "PRECISIONS",
     "Divergence",
+    "GradientVariance",
     "Interrupted",
     "LocalReparameterisation",
     "LowerBound",
@@ -29,6 +31,7 @@ __all__ = [
     "check_data",
     "checkpoint_file",
     "fit",
+    "gradient_variance",
     "launch",
     "lower_bound",
     "make_fabric",

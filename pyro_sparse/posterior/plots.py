@@ -272,30 +272,39 @@ def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> A
     """Accuracy, or RMSE, against MACs of several models, and the Pareto front of compact networks.
 
     Filled: the compact network; hollow: the ensemble, at the same place on the axis of cost though
-    it costs a full-size network a draw.
+    it costs a full-size network a draw. Of several seeds, each is a small point, the mean a large
+    one, and the front joins the means.
 
     Args:
-        summaries: with ``model``, ``macs_compact`` and ``accuracy_…`` or ``rmse_…``, as in
-            summary.json; at least one.
+        summaries: with ``entry`` (or ``model``), ``macs_compact`` and ``accuracy_…`` or ``rmse_…``,
+            as in summary.json; at least one.
         ax: to draw on.
     """
     score = "accuracy" if "accuracy_compact" in summaries[0] else "rmse"
     better = 1 if score == "accuracy" else -1
-    for index, summary in enumerate(summaries):
+    entries: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        entries.setdefault(summary.get("entry", summary["model"]), []).append(summary)
+    points = []
+    for index, (entry, runs) in enumerate(entries.items()):
         colour, marker = COLOURS[index % len(COLOURS)], "osD^vP*X"[index // len(COLOURS) % 8]
-        macs = summary["macs_compact"]
-        compact, ensemble = summary[f"{score}_compact"], summary[f"{score}_ensemble"]
+        keys = ("macs_compact", f"{score}_compact", f"{score}_ensemble")
+        columns = [[run[key] for run in runs] for key in keys]
+        macs, compact, ensemble = (sum(column) / len(column) for column in columns)
+        if len(runs) > 1:
+            xs, filled, hollow = columns
+            style: dict[str, Any] = {"s": 12, "alpha": 0.6, "marker": marker}
+            ax.scatter(xs, filled, color=colour, linewidths=0, **style)
+            ax.scatter(xs, hollow, facecolors="none", edgecolors=colour, linewidths=0.8, **style)
         ax.plot([macs, macs], [compact, ensemble], color=colour, linewidth=1, alpha=0.5)
         ax.scatter([macs], [compact], s=45, color=colour, marker=marker, zorder=3)
         ax.scatter(
             [macs], [ensemble], s=45, facecolors="none", edgecolors=colour, marker=marker, zorder=3
         )
-        ax.plot([], [], marker, color=colour, label=summary["model"])
+        ax.plot([], [], marker, color=colour, label=entry)
+        points.append((macs, compact))
     front: list[tuple[float, float]] = []
-    for macs, value in sorted(
-        ((s["macs_compact"], s[f"{score}_compact"]) for s in summaries),
-        key=lambda point: (point[0], -better * point[1]),
-    ):
+    for macs, value in sorted(points, key=lambda point: (point[0], -better * point[1])):
         if not front or better * value > better * front[-1][1]:
             front.append((macs, value))
     ax.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=1)

@@ -1,0 +1,319 @@
+"""Any models, with any settings, on any data, over several seeds: `compare`.
+
+An entry is a model's name, with settings of its own where it has any: ``ss-ghs`` beside
+``ss-ghs:variance=full`` compares two guides of one model. Every entry is trained with every seed;
+runs of one seed share data, batches and the network's initial weights, so that differences can be
+tested in pairs (:mod:`pyro_sparse.table`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyro_sparse import infer, models, nets, page, zoo
+from pyro_sparse.data import Dataset
+from pyro_sparse.experiment import (
+    PruningError,
+    build,
+    dense_network,
+    load_data,
+    posterior_of,
+    run,
+    run_keep,
+    write_json,
+)
+from pyro_sparse.export import bench, compact
+from pyro_sparse.export.latency import ONNX, TORCH
+from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights, pareto_k
+from pyro_sparse.settings import Settings, parse_entry, settings_for
+from pyro_sparse.table import Table, tabulate
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Comparison", "compare", "entry_settings", "fit_seeds", "measure"]
+
+MOST_MACS = 2e11
+"""Multiplications over all training examples above which a draw of the joint density is too dear to
+be repeated as often as bounds and k-hat need."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns; ``str()`` prints its tables.
+
+    Attributes:
+        runs: summaries of all runs, as in compare.json.
+        table: means over seeds, with standard errors and paired tests.
+        out: folder of everything.
+    """
+
+    runs: list[dict[str, Any]]
+    table: Table
+    out: Path
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        from pyro_sparse import report
+
+        text = io.StringIO()
+        report.print_comparison(self.runs[0]["data"], self.table, Console(file=text, width=140))
+        return text.getvalue()
+
+
+def entry_settings(entry: str, data: str, **shared: Any) -> Settings:
+    """Settings of an entry: its own ones, then the shared ones that its model takes, then defaults.
+
+    Args:
+        entry: see :func:`~pyro_sparse.settings.parse_entry`.
+        data: name of the data set.
+        **shared: attributes of `Settings`; None counts as not given.
+
+    Raises:
+        ValueError: the model or a setting is not known, or the model does not take one of its own.
+    """
+    model, own = parse_entry(entry)
+    settings_for(model, data, strict=True, **own)
+    chosen = settings_for(model, data, **{**shared, **own})
+    # None is a value here: "rule=none" overrides a shared rule.
+    nothing: dict[str, Any] = {name: None for name, value in own.items() if value is None}
+    return dataclasses.replace(chosen, **nothing)
+
+
+def compare(
+    entries: Sequence[str | Settings],
+    data: str | Dataset,
+    out: str | Path,
+    *,
+    seeds: int = 1,
+    baseline: str | None = None,
+    measured: bool = True,
+    root: str | Path | None = None,
+    download: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+    **shared: Any,
+) -> Comparison:
+    """Train every entry with every seed, each in its run folder, and tabulate all of them.
+
+    Run folders are ``out/ENTRY``, or ``out/ENTRY/seed-K`` with several seeds. After each run are
+    written compare.json (the summaries of all runs), compare.csv (the same, a line a run),
+    table.json and compare.tex (means, standard errors, tests), figures/ and report.html. Seeds are
+    the outer loop: the first one gives a whole table. A model that cannot be pruned is left out,
+    and its run folder stays.
+
+    Args:
+        entries: names with settings, see :func:`~pyro_sparse.settings.parse_entry`, or whole
+            `Settings`; one a name. Reference pruners without a budget come last, and get the median
+            of the MACs that the others of their seed keep.
+        data: a name that :func:`pyro_sparse.data.load` knows, or the data.
+        out: the new folder, or with ``resume`` one that holds a part of this comparison.
+        seeds: how many, counted from the settings' ``seed``.
+        baseline: the entry that the others are tested against; the first when absent.
+        measured: whether to add what `measure` finds.
+        root: folder of the data's files.
+        download: fetch data that are missing.
+        resume: go on with a comparison that was stopped, or add entries or seeds to one; what is
+            finished is read.
+        progress: show progress.
+        **shared: attributes of `Settings` for all entries whose model takes them.
+
+    Raises:
+        ValueError: before any training, where ``out`` already holds runs or an entry is wrong.
+        PruningError: no run could be pruned.
+    """
+    out = Path(out)
+    if seeds < 1:
+        raise ValueError(f"expected at least one seed, got {seeds}")
+    name = data if isinstance(data, str) else data.name
+    chosen: dict[str, Settings] = {}
+    for entry in entries:
+        label = entry if isinstance(entry, str) else entry.model
+        if label in chosen:
+            raise ValueError(f"the entry {label!r} is there twice")
+        chosen[label] = entry_settings(entry, name, **shared) if isinstance(entry, str) else entry
+    if not chosen:
+        raise ValueError("expected at least one entry to compare")
+    if baseline is not None and baseline not in chosen:
+        raise ValueError(f"expected a baseline among {', '.join(chosen)}, got {baseline!r}")
+    places = {label: _folder(label) for label in chosen}
+    if len(set(places.values())) < len(places):
+        raise ValueError(f"expected entries with different folders, got {', '.join(places)}")
+    if not resume and (
+        (out / "compare.json").exists()
+        or any(
+            list((out / place).glob(pattern))
+            for place in places.values()
+            for pattern in ("config.json", "seed-*/config.json")
+        )
+    ):
+        raise ValueError(
+            f"{out} already holds a comparison; choose another folder with --out, or go on with "
+            "--resume"
+        )
+
+    def loaded(settings: Settings) -> Dataset:
+        return load_data(settings, root, download) if isinstance(data, str) else data
+
+    first = loaded(next(iter(chosen.values())))
+    for one in chosen.values():
+        build(one, first)
+    # Reference pruners come last: their budget is what the others need.
+    ordered = sorted(chosen, key=lambda label: _wants_budget(chosen[label]))
+    summaries: list[dict[str, Any]] = []
+    for offset in range(seeds):
+        for label in ordered:
+            one = dataclasses.replace(chosen[label], seed=chosen[label].seed + offset)
+            if _wants_budget(one):
+                others = [
+                    other["macs_compact"]
+                    for other in summaries
+                    if other["seed"] == one.seed and zoo.find(other["model"]).bayesian
+                ]
+                budget = float(statistics.median(others)) if others else None
+                one = dataclasses.replace(one, budget=budget)
+            place = places[label] if seeds == 1 else f"{places[label]}/seed-{one.seed}"
+            if progress:
+                title = label if label != one.model else zoo.find(one.model).title
+                print(title + (f", seed {one.seed}" if seeds > 1 else ""), flush=True)
+            dataset = first if offset == 0 else loaded(one)
+            try:
+                summary = run(one, out / place, dataset=dataset, resume=resume, progress=progress)
+            except PruningError as error:
+                # The others still have something to say; this one's run folder stays.
+                print(f"{label}: {error}", flush=True)
+                continue
+            summary |= {"entry": label, "run": place}
+            if measured and "gradient_variance" not in summary:
+                summary |= measure(one, posterior_of(out / place, one, dataset), dataset)
+            summaries.append(summary)
+            write_json(out / place / "summary.json", summary)
+            _write(out, summaries, baseline)
+    if not summaries:
+        raise PruningError(f"no model could be pruned; the runs are kept under {out}")
+    return Comparison(summaries, _write(out, summaries, baseline), out)
+
+
+def _write(out: Path, summaries: list[dict[str, Any]], baseline: str | None) -> Table:
+    """All files of a comparison but the run folders."""
+    entries = {summary["entry"] for summary in summaries}
+    table = tabulate(summaries, baseline if baseline in entries else None)
+    write_json(out / "compare.json", summaries)
+    write_json(out / "table.json", table.to_dict())
+    page.write_comparison(out, summaries, table)
+    return table
+
+
+def _folder(label: str) -> str:
+    """A name for a folder: nothing in it that a path or a shell would read."""
+    return re.sub(r"[^\w.=+-]+", "-", label)
+
+
+def _wants_budget(settings: Settings) -> bool:
+    """Whether a run is a pruner to compare with, whose budget is that of the others."""
+    return bool(settings.passes) and not zoo.find(settings.model).bayesian and not settings.budget
+
+
+def fit_seeds(
+    settings: Settings,
+    out: str | Path,
+    seeds: int,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+    fabric: Fabric | None = None,
+) -> list[dict[str, Any]]:
+    """One model with several seeds, each in the run folder ``out/seed-K``; returns the summaries.
+
+    Arguments as of `compare` and :func:`~pyro_sparse.experiment.run`.
+
+    Raises:
+        ValueError: before any training, where ``out`` is taken or the settings are wrong.
+    """
+    out = Path(out)
+    chosen = [dataclasses.replace(settings, seed=settings.seed + k) for k in range(seeds)]
+    taken = [out / f"seed-{one.seed}" for one in chosen]
+    for folder in (out, *taken):
+        if (folder / "config.json").exists() and (folder == out or not resume):
+            raise ValueError(f"{folder} already holds a run; choose another folder with --out")
+    summaries = []
+    for one, folder in zip(chosen, taken, strict=True):
+        if progress:
+            print(f"seed {one.seed}", flush=True)
+        dataset = load_data(one, root, download)
+        summaries.append(
+            run(one, folder, dataset=dataset, resume=resume, progress=progress, fabric=fabric)
+        )
+    return summaries
+
+
+# -- what a run does not say of itself -------------------------------------------------------------
+
+
+def measure(
+    settings: Settings, posterior: Posterior, dataset: Dataset, draws: int = 100
+) -> dict[str, float]:
+    """What `compare` adds to a run's summary, of the final guide and the compact network.
+
+    - ``elbo``, ``importance_weighted_elbo`` (10 draws a bound): nats per training example, at KL
+      weight 1, with the guide's exact discrete mass; ``khat`` of the joint law. Not where
+      the guide is a point mass, nor above `MOST_MACS`.
+    - ``gradient_variance`` and ``gradient_noise`` (the former over the squared norm of the mean):
+      see :func:`~pyro_sparse.infer.gradient_variance`; on the first batch of the training data,
+      with the run's estimator.
+    - ``latency_torch_ms``, ``latency_onnx_ms``: milliseconds for one input, one thread; the latter
+      where ONNX Runtime is installed and has all operations of the network.
+
+    Args:
+        settings: of the run.
+        posterior: of the run.
+        dataset: its data.
+        draws: for bounds and k-hat.
+    """
+    model, guide, train = posterior.model, posterior.guide, dataset.train
+    found: dict[str, float] = {}
+    macs = nets.count_macs(model.net, train.x[:1]) * len(train)
+    if not isinstance(model, models.Deterministic) and macs <= MOST_MACS:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.seed)
+            ratios = log_weights(model, guide, train.x, train.y, num_samples=draws)
+        found["elbo"] = float(ratios.mean()) / len(train)
+        bound, _ = importance_weighted_elbo(ratios, draws // 10)
+        found["importance_weighted_elbo"] = bound / len(train)
+        found["khat"] = pareto_k(ratios)
+    size = settings.batch_size
+    noise = infer.gradient_variance(
+        model,
+        guide,
+        train.x[:size],
+        train.y[:size],
+        num_particles=settings.num_particles,
+        seed=settings.seed,
+    )
+    found |= {"gradient_variance": noise.total, "gradient_noise": noise.relative}
+    small = compact(posterior, run_keep(settings, posterior, dataset))
+    found |= _latency(dense_network(posterior), small, dataset.test.x[:1])
+    # JSON has no infinities: a k-hat of −∞ is that of ratios without a tail.
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def _latency(dense: Any, small: Any, example: torch.Tensor) -> dict[str, float]:
+    try:
+        timings = bench(dense, small, example, batches=(1,), seconds=0.5).timings
+    except ValueError:
+        # An operation that ONNX does not have; the summary is complete without it.
+        return {}
+    keys = {TORCH: "latency_torch_ms", ONNX: "latency_onnx_ms"}
+    return {keys[t.runtime]: 1e3 * t.median for t in timings if t.network == "compact"}

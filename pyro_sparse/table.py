@@ -1,0 +1,313 @@
+"""Several runs side by side: means over seeds, standard errors, and paired tests.
+
+The rows of a comparison are its entries (a model with its settings), the columns `COLUMNS`; what a
+run does not have, such as an inclusion probability of a dense network, leaves its cell empty.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["COLUMNS", "SECTIONS", "Cell", "Column", "Section", "Table", "entry_of", "tabulate"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of a run.
+
+    Attributes:
+        key: in summary.json.
+        title: for a heading.
+        form: of a value, such as ``{:.2%}``.
+        better: 1 where more is better, −1 where less is, 0 where neither is: no test then.
+    """
+
+    key: str
+    title: str
+    form: str
+    better: int = 0
+
+    def value(self, summary: Mapping[str, Any]) -> float | None:
+        """The number of one run, or None."""
+        value = summary.get(self.key)
+        return None if value is None else float(value)
+
+
+_OF = ("ensemble", "compact")
+
+
+def _both(key: str, title: str, form: str, better: int) -> tuple[Column, Column]:
+    return (
+        Column(f"{key}_ensemble", f"{title} ens.", form, better),
+        Column(f"{key}_compact", f"{title} comp.", form, better),
+    )
+
+
+COLUMNS = (
+    *_both("accuracy", "accuracy", "{:.2%}", 1),
+    *_both("rmse", "RMSE", "{:.4g}", -1),
+    *_both("nll", "NLL", "{:.3f}", -1),
+    *_both("ece", "ECE", "{:.3f}", -1),
+    Column("elbo", "ELBO", "{:.3f}", 1),
+    Column("importance_weighted_elbo", "IW-ELBO", "{:.3f}", 1),
+    Column("khat", "k-hat", "{:.2f}"),
+    Column("gradient_variance", "gradient variance", "{:.2g}", -1),
+    Column("gradient_noise", "gradient noise", "{:.2g}", -1),
+    Column("params_compact", "parameters", "{:,.0f}", -1),
+    Column("macs_compact", "MACs", "{:,.0f}", -1),
+    Column("latency_torch_ms", "torch ms", "{:.3f}", -1),
+    Column("latency_onnx_ms", "ONNX ms", "{:.3f}", -1),
+    Column("train_seconds", "seconds", "{:.3g}", -1),
+)
+"""ELBO and IW-ELBO are nats per training example at KL weight 1, latencies those of the compact
+network at batch 1."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Columns that are shown together: all of them in one row are wider than any page.
+
+    Attributes:
+        title: heading.
+        keys: of `COLUMNS`, or ``kept`` and ``undecided``, which are by layer.
+        note: what the columns mean.
+    """
+
+    title: str
+    keys: tuple[str, ...]
+    note: str
+
+
+SECTIONS = (
+    Section(
+        "How good",
+        tuple(f"{key}_{of}" for key in ("accuracy", "rmse", "nll", "ece") for of in _OF),
+        "Test set; ens.: mean of posterior draws, comp.: the one pruned network that is shipped. "
+        "NLL: negative log-likelihood, nats per example; ECE: expected calibration error.",
+    ),
+    Section(
+        "How small, how fast",
+        (
+            *("kept", "undecided", "params_compact", "macs_compact"),
+            *("latency_torch_ms", "latency_onnx_ms", "train_seconds"),
+        ),
+        "Kept and undecided (inclusion probability between 0.05 and 0.95): units by layer. "
+        "Milliseconds: the compact network, one input, one thread. Seconds: of training.",
+    ),
+    Section(
+        "How well the guide fits",
+        ("elbo", "importance_weighted_elbo", "khat", "gradient_variance", "gradient_noise"),
+        "Bounds on the log evidence: nats per training example, KL weight 1, exact discrete mass; "
+        "IW: 10 draws a bound. k-hat: of the joint law, reliable below 0.7. Gradient: trace of its "
+        "covariance over draws on one batch, and that over the squared norm of its mean.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number over the seeds of an entry.
+
+    Attributes:
+        mean: over seeds.
+        standard_error: sd / √seeds; None for one seed.
+        p_value: of the paired t-test against the baseline, Holm-adjusted over the entries of the
+            column; None where there is nothing to test.
+    """
+
+    mean: float
+    standard_error: float | None = None
+    p_value: float | None = None
+
+    def text(self, form: str, sign: str = " ± ") -> str:
+        """``mean ± s.e.``, with a star where p < 0.05."""
+        text = form.format(self.mean)
+        if self.standard_error:  # none for one seed, 0 for what never varies
+            text += sign + form.format(self.standard_error).removesuffix("%")
+        return text + "*" * (self.p_value is not None and self.p_value < 0.05)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `tabulate` makes of runs.
+
+    Attributes:
+        rows: cells by the columns' keys, by entry, in the order of the runs.
+        seeds: of every entry.
+        columns: those that any run has.
+        baseline: the entry that the others are tested against.
+        trained: networks and epochs of the runs.
+        layers: ``kept`` and ``undecided``: means over seeds by layer, as ``12-9``, by entry.
+    """
+
+    rows: dict[str, dict[str, Cell]]
+    seeds: dict[str, list[int]]
+    columns: tuple[Column, ...]
+    baseline: str
+    trained: str
+    layers: dict[str, dict[str, str]]
+
+    def section(
+        self, section: Section, sign: str = " ± "
+    ) -> tuple[list[str], dict[str, list[str]]]:
+        """Titles of the section's columns that any run has, and their cells as text by entry.
+
+        ``mean ± s.e.``, a star where p < 0.05, a dash where there is nothing.
+        """
+        known = {column.key: column for column in self.columns}
+        keys = [key for key in section.keys if key in known or key in self.layers]
+        titles = [known[key].title if key in known else key for key in keys]
+        lines = {}
+        for entry, cells in self.rows.items():
+            lines[entry] = [
+                self.layers[key][entry]
+                if key in self.layers
+                else cells[key].text(known[key].form, sign)
+                if key in cells
+                else "–"
+                for key in keys
+            ]
+        return titles, lines
+
+    @property
+    def subtitle(self) -> str:
+        """What all runs share: networks, epochs and seeds."""
+        seeds = sorted({seed for own in self.seeds.values() for seed in own})
+        plural = "s" if len(seeds) > 1 else ""
+        return f"{self.trained}, seed{plural} {', '.join(map(str, seeds))}"
+
+    @property
+    def footnote(self) -> str:
+        """What ± and stars mean here; empty for one seed and entry."""
+        parts = []
+        if any(len(seeds) > 1 for seeds in self.seeds.values()):
+            parts.append("±: standard error over seeds.")
+            if len(self.rows) > 1:
+                parts.append(
+                    f"*: differs from {self.baseline} (paired t-test over seeds, p < 0.05 after "
+                    "Holm's correction over the column)."
+                )
+        return " ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {
+            "baseline": self.baseline,
+            "rows": [
+                {
+                    "entry": entry,
+                    "seeds": self.seeds[entry],
+                    **{key: texts[entry] for key, texts in self.layers.items()},
+                    **{key: asdict(cell) for key, cell in cells.items()},
+                }
+                for entry, cells in self.rows.items()
+            ],
+        }
+
+
+def entry_of(summary: Mapping[str, Any]) -> str:
+    """What a run is called in a comparison: its model, with the settings that were given to it."""
+    return str(summary.get("entry", summary["model"]))
+
+
+def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None) -> Table:
+    """Means over seeds, standard errors and paired tests.
+
+    Runs are paired by their seeds, which share data, batches and the network's initial weights; the
+    test is Student's two-sided t on the differences of at least two shared seeds (with the
+    three to five seeds that one can afford, no test of ranks could ever reach 5 %). p-values are
+    adjusted by Holm's method over the entries of a column, not over columns. Where all differences
+    are the same number, as of MACs that never vary, there is no test.
+
+    Args:
+        summaries: of runs, as in compare.json; at least one.
+        baseline: entry to test against; the first one when absent.
+
+    Raises:
+        ValueError: no run is of the baseline.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    by_entry: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for summary in summaries:
+        by_entry.setdefault(entry_of(summary), {})[summary["seed"]] = summary
+    first = next(iter(by_entry))
+    baseline = first if baseline is None else baseline
+    if baseline not in by_entry:
+        raise ValueError(f"expected a baseline among {', '.join(by_entry)}, got {baseline!r}")
+    rows: dict[str, dict[str, Cell]] = {entry: {} for entry in by_entry}
+    columns = []
+    for column in COLUMNS:
+        values = {
+            entry: {
+                seed: value
+                for seed, one in runs.items()
+                if (value := column.value(one)) is not None and math.isfinite(value)
+            }
+            for entry, runs in by_entry.items()
+        }
+        if not any(values.values()):
+            continue
+        columns.append(column)
+        p_values = {}
+        if column.better:
+            p_values = {
+                entry: p
+                for entry, own in values.items()
+                if entry != baseline and (p := _paired_p(own, values[baseline])) is not None
+            }
+        adjusted = holm(p_values)
+        for entry, own in values.items():
+            if own:
+                several = list(own.values())
+                error = statistics.stdev(several) / math.sqrt(len(several)) if several[1:] else None
+                rows[entry][column.key] = Cell(
+                    statistics.fmean(several), error, adjusted.get(entry)
+                )
+    return Table(
+        rows=rows,
+        seeds={entry: list(runs) for entry, runs in by_entry.items()},
+        columns=tuple(columns),
+        baseline=baseline,
+        trained=", ".join(
+            " and ".join(dict.fromkeys(f"{one[key]}{unit}" for one in summaries))
+            for key, unit in (("net", ""), ("epochs", " epochs"))
+        ),
+        layers={
+            key: {entry: _by_layer(list(runs.values()), key) for entry, runs in by_entry.items()}
+            for key in ("kept", "undecided")
+        },
+    )
+
+
+def _by_layer(summaries: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Mean counts of units, layer by layer."""
+    names = dict.fromkeys(name for one in summaries for name in one[key])
+    means = [statistics.fmean(one[key].get(name, 0) for one in summaries) for name in names]
+    return "-".join(f"{mean:.4g}" if len(summaries) == 1 else f"{mean:.3g}" for mean in means)
+
+
+def _paired_p(values: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
+    differences = [values[seed] - baseline[seed] for seed in values if seed in baseline]
+    if len(set(differences)) < 2:
+        return None
+    from scipy.stats import t
+
+    # As scipy's ttest_rel, which warns of differences that are nearly the same.
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return float(2 * t.sf(abs(statistics.fmean(differences)) / error, len(differences) - 1))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm-adjusted p-values: the i-th smallest of m times m − i + 1, made monotone, at most 1."""
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    ordered: Iterable[tuple[str, float]] = sorted(p_values.items(), key=lambda item: item[1])
+    for rank, (name, p) in enumerate(ordered):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        adjusted[name] = largest
+    return adjusted

@@ -1,0 +1,244 @@
+"""Entries, seeds and baselines: every run in its folder, and one table of all."""
+
+import csv
+import json
+import math
+import statistics
+
+import pytest
+import torch
+
+from pyro_sparse import compare as public_compare
+from pyro_sparse import comparison, data, experiment
+from pyro_sparse.comparison import compare, entry_settings, fit_seeds, measure
+from pyro_sparse.experiment import PruningError, settings_for
+from pyro_sparse.posterior import log_weights
+from pyro_sparse.zoo import ZOO
+
+TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
+MEASURED = {
+    *("elbo", "importance_weighted_elbo", "khat", "gradient_variance", "gradient_noise"),
+    *("latency_torch_ms", "latency_onnx_ms"),
+}
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def nothing_kept(**options):
+    """Settings under which every unit leaves at once."""
+    return settings_for(
+        *("ss-ig", "digits"),
+        **{**TINY, "inclusion_lr": 5.0, "kl_start": 1.0, "inclusion_probability": 1e-9, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", validation=0.05)
+
+
+# -- entries ---------------------------------------------------------------------------------------
+
+
+def test_an_entry_has_settings_of_its_own():
+    settings = entry_settings("ss-ghs:variance=full,num-particles=3,rule=none", "digits", lr=0.5)
+    assert settings == settings_for(
+        "ss-ghs", "digits", variance="full", num_particles=3, lr=0.5, rule=None
+    )
+    # Its own ones come before those of all, and "none" is a value.
+    shared = {"rule": "median:0.9", "inclusion_probability": 0.2}
+    assert entry_settings("ss-ghs:rule=none", "digits", **shared).rule is None
+    assert entry_settings("ss-ghs:rule=macs:10:magnitude", "digits").rule == "macs:10:magnitude"
+    # Shared settings that a model does not take are left out, its own are an error.
+    assert entry_settings("dense", "digits", inclusion="soft").inclusion == "straight-through"
+    with pytest.raises(ValueError, match="dense has no --inclusion"):
+        entry_settings("dense:inclusion=soft", "digits")
+
+
+# -- compare ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Two guides of SS-IG with two seeds; the second run of one of them starts another table."""
+    out = tmp_path_factory.mktemp("compared")
+    entries = ["ss-ig", "ss-ig:initial_scale=0.2", "dense"]
+    result = public_compare(
+        entries, "digits", out, seeds=2, baseline="dense", progress=False, seed=3, **TINY
+    )
+    return out, result
+
+
+def test_every_entry_with_every_seed(compared):
+    out, result = compared
+    assert [(run["entry"], run["seed"]) for run in result.runs] == [
+        (entry, seed) for seed in (3, 4) for entry in ("ss-ig", "ss-ig:initial_scale=0.2", "dense")
+    ]
+    assert read(out / "compare.json") == result.runs
+    for run in result.runs:
+        assert read(out / run["run"] / "summary.json") == run
+        assert read(out / run["run"] / "config.json")["seed"] == run["seed"]
+        assert set(run) >= MEASURED - {"elbo", "importance_weighted_elbo", "khat"}
+        assert ("elbo" in run) == ("khat" in run) == (run["model"] != "dense")
+    scales = [read(out / run["run"] / "config.json")["initial_scale"] for run in result.runs]
+    assert scales[:2] == ["balanced", 0.2]
+    assert result.runs[1]["run"] == "ss-ig-initial_scale=0.2/seed-3"
+
+
+def test_the_table_has_means_errors_and_tests(compared):
+    out, result = compared
+    table = result.table
+    assert table.baseline == "dense"
+    assert list(table.rows) == ["ss-ig", "ss-ig:initial_scale=0.2", "dense"]
+    values = [run["nll_compact"] for run in result.runs if run["entry"] == "ss-ig"]
+    cell = table.rows["ss-ig"]["nll_compact"]
+    assert cell.mean == pytest.approx(statistics.mean(values))
+    assert cell.standard_error == pytest.approx(statistics.stdev(values) / math.sqrt(2))
+    assert cell.p_value is not None
+    assert table.rows["dense"]["nll_compact"].p_value is None
+    assert read(out / "table.json") == table.to_dict()
+    for text in (str(result), (out / "report.html").read_text()):
+        assert "ss-ig:initial_scale=0.2" in text
+        assert "mlp:8, 2 epochs, seeds 3, 4" in text
+        assert "k-hat" in text
+    with (out / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["elbo"]) for row in rows if row["elbo"]] == [
+        run["elbo"] for run in result.runs if "elbo" in run
+    ]
+
+
+def test_seeds_are_runs_that_can_be_read_back(compared):
+    """A seed has its own validation part, so the bounds are those of its own training data."""
+    out, result = compared
+    run = result.runs[3]
+    settings, dataset, posterior = experiment.load(out / run["run"])
+    assert settings.seed == 4
+    again = measure(settings, posterior, dataset)
+    for key in ("elbo", "importance_weighted_elbo", "khat", "gradient_variance"):
+        assert again[key] == pytest.approx(run[key], rel=1e-5), key
+
+
+def test_bounds_are_those_of_the_guide(compared):
+    out, result = compared
+    settings, dataset, posterior = experiment.load(out / result.runs[0]["run"])
+    found = measure(settings, posterior, dataset, draws=50)
+    torch.manual_seed(9)
+    train = dataset.train
+    ratios = log_weights(posterior.model, posterior.guide, train.x, train.y, num_samples=50)
+    error = float(ratios.std()) / math.sqrt(50) / len(train)
+    assert found["elbo"] == pytest.approx(float(ratios.mean()) / len(train), abs=6 * error)
+    assert found["importance_weighted_elbo"] > found["elbo"]
+
+
+def test_what_is_too_dear_is_not_measured(compared, monkeypatch):
+    out, result = compared
+    monkeypatch.setattr(comparison, "MOST_MACS", 1000)
+    found = measure(*[experiment.load(out / result.runs[0]["run"])[i] for i in (0, 2, 1)])
+    assert set(found) == MEASURED - {"elbo", "importance_weighted_elbo", "khat"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"entries": ["ss-ig", "ss-ig"]}, "'ss-ig' is there twice"),
+        ({"entries": []}, "at least one entry"),
+        ({"entries": ["ss-igh"]}, "Did you mean ss-ig"),
+        ({"entries": ["ss-ig:varianc=full"]}, "Did you mean variance"),
+        ({"entries": ["ss-ig:lr=fast"]}, "lr must be a number, got 'fast'"),
+        ({"entries": ["ss-ig:variance"]}, "expected variance=VALUE"),
+        ({"entries": ["ss-ig:seed=1"]}, "unknown setting 'seed'"),
+        ({"entries": ["ss-ig:variance=half"]}, "'tied' or 'full'"),
+        ({"entries": ["ss-ig"], "baseline": "dense"}, "expected a baseline among ss-ig"),
+        ({"entries": ["ss-ig"], "seeds": 0}, "at least one seed"),
+    ],
+)
+def test_mistakes_are_told_before_training(options, message, tmp_path, digits):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=message):
+        compare(**{"data": digits, "out": out, "progress": False, **TINY, **options})
+    assert not out.exists()
+
+
+def test_compare_goes_on_where_one_model_cannot_be_pruned(digits, tmp_path, capsys):
+    settings = [nothing_kept(), settings_for("dense", "digits", **TINY)]
+    plain = {"progress": False, "measured": False}
+    result = compare(settings, digits, tmp_path, **plain)
+    assert [run["model"] for run in result.runs] == ["dense"]
+    assert read(tmp_path / "compare.json") == result.runs
+    assert "ss-ig: layer 'fc1' would keep none" in capsys.readouterr().out
+    assert (tmp_path / "ss-ig" / "checkpoint" / "last.safetensors").is_file()
+    with pytest.raises(ValueError, match="already holds a comparison"):
+        compare(settings, digits, tmp_path, **plain)
+    # Going on reads what is finished, and measures what was not.
+    again = compare(settings, digits, tmp_path, resume=True, progress=False)
+    assert again.runs[0] == again.runs[0] | result.runs[0]
+    assert "gradient_variance" in again.runs[0]
+    (tmp_path / "compare.json").unlink()
+    # Nor is a run overwritten that has no summary.
+    with pytest.raises(ValueError, match="already holds a comparison"):
+        compare(settings[:1], digits, tmp_path, **plain)
+
+
+def test_compare_where_no_model_can_be_pruned(digits, tmp_path):
+    with pytest.raises(PruningError, match="no model could be pruned"):
+        compare([nothing_kept()], digits, tmp_path, progress=False)
+
+
+def test_seeds_of_one_model(tmp_path, capsys):
+    settings = settings_for("ss-ig", "digits", seed=5, **TINY)
+    summaries = fit_seeds(settings, tmp_path, 2)
+    assert [one["seed"] for one in summaries] == [5, 6]
+    assert read(tmp_path / "seed-6" / "summary.json") == summaries[1]
+    assert "seed 6" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="already holds a run"):
+        fit_seeds(settings, tmp_path, 2)
+    with pytest.raises(ValueError, match="already holds a run"):
+        fit_seeds(settings, tmp_path / "seed-5", 2)
+
+
+# -- reference pruners -----------------------------------------------------------------------------
+
+
+REFERENCE = {"net": "mlp:8", "epochs": 2}
+
+
+def test_compare_gives_the_reference_pruners_the_others_budget(digits, tmp_path):
+    """They come last, and stay within the median of what the others cost."""
+    names = ["random", "ss-ghs", "magnitude", "sbp", "bmrs", "dense"]
+    # Half of the units of one, all of the others: the median is a budget in between.
+    rules = {"ss-ghs": "top:3", "sbp": "top:5:noise-signal", "bmrs": "top:6:noise-signal"}
+    settings = [
+        settings_for(name, "digits", **REFERENCE, rule=rules.get(name), retrain=0.5)
+        for name in names
+    ]
+    summaries = compare(settings, digits, tmp_path, progress=False, measured=False).runs
+    assert [summary["model"] for summary in summaries] == [
+        *("ss-ghs", "sbp", "bmrs", "dense"),
+        *("random", "magnitude"),
+    ]
+    costs = {summary["model"]: summary["macs_compact"] for summary in summaries}
+    assert [costs[name] for name in rules] == [74 * 3, 74 * 5, 74 * 6]
+    budget = statistics.median(costs[name] for name in rules)
+    for name in ("random", "magnitude"):
+        assert costs[name] == budget
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["budget"] == budget
+        assert not ZOO[name].bayesian
+    assert [s["model"] for s in json.loads((tmp_path / "compare.json").read_text())] == [
+        summary["model"] for summary in summaries
+    ]
+
+
+def test_a_budget_that_cannot_be_kept_stops_one_pruner_only(digits, tmp_path, capsys):
+    settings = [
+        settings_for("magnitude", "digits", **REFERENCE, budget=20.0),
+        settings_for("random", "digits", **REFERENCE, budget=300.0),
+    ]
+    summaries = compare(settings, digits, tmp_path, progress=False, measured=False).runs
+    assert [summary["model"] for summary in summaries] == ["random"]
+    assert "magnitude: one unit a group already costs 74 MACs" in capsys.readouterr().out
+    with pytest.raises(PruningError, match="budget of 20"):
+        experiment.run(settings[0], tmp_path / "alone", dataset=digits, progress=False)
