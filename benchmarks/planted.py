@@ -6,7 +6,8 @@ n = 300. Every fit is a line of a JSON file, done ones are skipped, so seeds can
 
     python -m benchmarks.planted --seeds 10 --out runs/planted.jsonl
 
-A fit takes a quarter of a minute on a free core. `--report` prints the tables of what is there.
+What came out, and how the schedule was chosen: docs/planted.md. A fit takes a quarter of a minute
+on a free core. `--report` prints the tables of what is there.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .comparison import compare
     from .export.shipping import compact
     from .infer.fit import fit
-    from .posterior import Posterior
+    from .posterior import Posterior, fit_seeds
 
 __version__ = "0.1.0"
 
@@ -49,6 +49,7 @@ __all__ = [
     "distributions",
     "export",
     "fit",
+    "fit_seeds",
     "graph",
     "guides",
     "infer",
@@ -59,7 +60,13 @@ __all__ = [
     "zoo",
 ]
 
-_HOME = {"Posterior": "posterior", "compact": "export", "compare": "comparison", "fit": "infer"}
+_HOME = {
+    "Posterior": "posterior",
+    "compact": "export",
+    "compare": "comparison",
+    "fit": "infer",
+    "fit_seeds": "posterior",
+}
 
 
 def __getattr__(name: str) -> Any:

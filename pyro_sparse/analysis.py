@@ -1,12 +1,14 @@
 """What one asks of a finished run: calibration, certainty about units, and other sizes.
 
 `analyse` reads a run folder, computes everything again from the checkpoint, writes analysis.json
-and two figures, and brings report.html up to date.
+and two figures, and brings report.html up to date. `analyse_seeds` merges runs of several seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,17 @@ import torch
 
 from pyro_sparse import experiment, export, nets, page
 from pyro_sparse.export import compact
-from pyro_sparse.posterior import Posterior, TopK, importance, plots
+from pyro_sparse.posterior import (
+    MergedInclusion,
+    Posterior,
+    SeedEnsemble,
+    TopK,
+    importance,
+    plots,
+    select_inputs,
+)
 from pyro_sparse.posterior.calibration import PredictiveCalibration, calibrate
+from pyro_sparse.table import tabulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +36,7 @@ if TYPE_CHECKING:
     from pyro_sparse import data
     from pyro_sparse.posterior.importance import Importance
 
-__all__ = ["analyse", "size_curve", "unit_measure"]
+__all__ = ["analyse", "analyse_seeds", "seed_folders", "size_curve", "unit_measure"]
 
 
 def unit_measure(posterior: Posterior) -> tuple[str, Importance]:
@@ -191,6 +202,145 @@ def analyse(
     _write_figures(folder / "figures", all_of_them, curve, score)
     page.write_run(folder)
     return result
+
+
+def seed_folders(folders: Sequence[str | Path]) -> list[Path]:
+    """Run folders among ``folders``: themselves, and those of the seeds below them."""
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        below = [path.parent for path in folder.glob("seed-*/config.json")]
+        own = (folder / "config.json").is_file() or not below
+        found += [folder] if own else sorted(below, key=lambda path: (len(path.name), path.name))
+    return found
+
+
+def analyse_seeds(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    root: str | Path | None = None,
+    draws: int = 20,
+) -> dict[str, Any]:
+    """What several runs of one model say together, on their test set.
+
+    Writes seeds.json and, with inclusion probabilities, figures/inclusion_over_seeds.png and
+    figures/co_inclusion.png into ``out``.
+
+    Args:
+        folders: of at least two finished runs that differ in nothing but their seeds.
+        out: a folder, such as the one that holds them.
+        root: of the data.
+        draws: of every run's posterior.
+
+    Returns:
+        ``runs`` (folder and seed of each), ``scores`` (mean and standard error over runs by key of
+        summary.json), ``mixture`` (scores of the draws of all runs together), and for models with
+        inclusion probabilities ``groups`` (see `_merged_groups`) and, where inputs are selected,
+        ``inputs``: those within a Bayesian false-discovery rate of 5 %.
+
+    Raises:
+        FileNotFoundError: a folder holds no finished run, or the data are not found.
+        ValueError: fewer than two runs, or runs that differ in more than their seeds.
+    """
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2:
+        raise ValueError(f"expected at least two runs to merge, got {len(paths)}")
+    loaded = [experiment.load(folder, root) for folder in paths]
+    first, dataset, _ = loaded[0]
+    seeds = [settings.seed for settings, _, _ in loaded]
+    for folder, (settings, _, _) in zip(paths, loaded, strict=True):
+        there, here = dataclasses.asdict(first), dataclasses.asdict(settings)
+        differ = [name for name in here if here[name] != there[name] and name != "seed"]
+        if differ:
+            raise ValueError(
+                f"expected runs that differ in their seeds only, but {folder} and {paths[0]} "
+                f"differ in {', '.join(differ)}"
+            )
+        if not (folder / "summary.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no finished run (no summary.json): it could not be pruned"
+            )
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected runs of different seeds, got the seeds {seeds}")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in paths]
+    (cells,) = tabulate([{**one, "entry": first.model} for one in summaries]).rows.values()
+    ensemble = SeedEnsemble([posterior for _, _, posterior in loaded])
+    scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(first.seed)
+        mixture = ensemble.evaluate(dataset.test.x, dataset.test.y, draws, scale)
+    result: dict[str, Any] = {
+        "model": first.model,
+        "data": first.data,
+        "runs": [
+            {"folder": str(folder), "seed": seed} for folder, seed in zip(paths, seeds, strict=True)
+        ],
+        "draws": draws,
+        "scores": {
+            key: {"mean": cell.mean, "standard_error": cell.standard_error}
+            for key, cell in cells.items()
+        },
+        "mixture": mixture,
+        "groups": [],
+        "inputs": None,
+    }
+    out = Path(out)
+    if ensemble.posteriors[0].inclusion():
+        merged = ensemble.inclusion
+        result["groups"] = _merged_groups(merged)
+        if "input" in merged.probabilities:
+            chosen = select_inputs(merged.mean["input"], level=0.05)
+            result["inputs"] = {
+                "selected": chosen.indices,
+                "false_discovery_rate": chosen.false_discovery_rate,
+                "missed": chosen.missed,
+            }
+        figures = out / "figures"
+        figures.mkdir(parents=True, exist_ok=True)
+        page.write_figure(
+            figures / "inclusion_over_seeds.png", lambda ax: plots.inclusion_over_seeds(merged, ax)
+        )
+        panels = [partial(plots.co_inclusion, merged, name) for name in merged.probabilities]
+        page.write_figure(figures / "co_inclusion.png", *panels[:4])
+    out.mkdir(parents=True, exist_ok=True)
+    experiment.write_json(out / "seeds.json", result)
+    return result
+
+
+def _merged_groups(merged: MergedInclusion) -> list[dict[str, Any]]:
+    """A dict a group: PIPs over seeds, units matched (see `merge`), and what seeds agree on.
+
+    ``expected`` and its ``standard_error``; ``always``, ``sometimes``: units with a probability
+    above ½ in all runs, and in some but not all; ``largest_error``: largest standard error of a
+    PIP; ``highest``: units of the most probable subnetwork; ``pair``: the two units whose joint
+    inclusion is farthest from independence, and by how much; ``probability`` and ``error`` of every
+    unit in the first run's order.
+    """
+    highest, _ = merged.highest_probability()
+    groups = []
+    for name, values in merged.probabilities.items():
+        inside = values > 0.5
+        mean, error = merged.mean[name], merged.standard_error[name]
+        expected, spread = merged.expected[name]
+        apart = merged.co_inclusion(name) - mean.outer(mean)
+        apart.fill_diagonal_(0)
+        first, second = divmod(int(apart.abs().argmax()), len(mean))
+        groups.append(
+            {
+                "group": name,
+                "units": len(mean),
+                "expected": expected,
+                "standard_error": spread,
+                "always": int(inside.all(0).sum()),
+                "sometimes": int((inside.any(0) & ~inside.all(0)).sum()),
+                "largest_error": float(error.max()),
+                "highest": int(highest[name].sum()),
+                "pair": [first, second, float(apart[first, second])],
+                "probability": mean.tolist(),
+                "error": error.tolist(),
+            }
+        )
+    return groups
 
 
 def _inputs(

@@ -342,9 +342,9 @@ def fit(
         precision=chosen.precision,
     )
     if seeds > 1:
-        from pyro_sparse import comparison
+        from pyro_sparse import comparison, table
 
-        summaries = comparison.fit_seeds(
+        summaries = comparison.run_seeds(
             chosen,
             out,
             seeds,
@@ -355,7 +355,7 @@ def fit(
             progress=not places["quiet"],
         )
         if fabric.is_global_zero:
-            report.print_table(summaries)
+            report.print_comparison(chosen.data, table.tabulate(summaries))
             click.echo(f"\nrun folders: {out}/seed-*; merge them with pyro-sparse analyse {out}")
         return
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
@@ -448,7 +448,13 @@ def compare(
 
 
 @main.command()
-@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+@click.argument(
+    "runs",
+    metavar="RUNS...",
+    nargs=-1,
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+)
 @click.option(
     "--draws",
     default=100,
@@ -481,7 +487,7 @@ def compare(
     envvar="PYRO_SPARSE_DATA",
     help="As for fit.",
 )
-def analyse(run: Path, data_root: Path | None, **options: Any) -> None:
+def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> None:
     """Say what the posterior of a run folder knows, and how far to believe it.
 
     \b
@@ -491,11 +497,27 @@ def analyse(run: Path, data_root: Path | None, **options: Any) -> None:
     figures into RUN, and brings report.html up to date.
 
     \b
+    Several runs of one model, or the folder that fit --seeds has written, are
+    merged: inclusion probabilities with their spread over seeds, hidden units
+    matched, and scores of all draws together. Writes seeds.json and figures into
+    the folder that holds them.
+
+    \b
     Example:
         pyro-sparse analyse runs/mnist --outside fashion-mnist
+        pyro-sparse analyse runs/digits-seeds
     """
     from pyro_sparse import analysis, report
 
+    folders = analysis.seed_folders(runs)
+    if len(folders) > 1:
+        out = runs[0] if len(runs) == 1 else runs[0].parent
+        report.print_seeds(
+            analysis.analyse_seeds(folders, out, root=data_root, draws=options["draws"])
+        )
+        click.echo(f"{out / 'seeds.json'} and {out / 'figures'}")
+        return
+    (run,) = folders
     report.print_analysis(analysis.analyse(run, root=data_root, **options))
     click.echo(f"{run / 'analysis.json'} and {run / 'report.html'}")
 

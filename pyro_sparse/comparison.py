@@ -40,7 +40,7 @@ from pyro_sparse.table import Table, tabulate
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Comparison", "compare", "entry_settings", "fit_seeds", "measure"]
+__all__ = ["Comparison", "compare", "entry_settings", "measure", "run_seeds"]
 
 MOST_MACS = 2e11
 """Multiplications over all training examples above which a draw of the joint density is too dear to
@@ -224,7 +224,7 @@ def _wants_budget(settings: Settings) -> bool:
     return bool(settings.passes) and not zoo.find(settings.model).bayesian and not settings.budget
 
 
-def fit_seeds(
+def run_seeds(
     settings: Settings,
     out: str | Path,
     seeds: int,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,7 +236,7 @@ def run(
             summary["path"] = [dataclasses.asdict(step) for step in path]
         write_json(out / "summary.json", summary)
         if figures:
-            write_figures(posterior, fitted.history, out / "figures", path)
+            write_figures(posterior, fitted.history, out / "figures", path, posterior.keep(rule))
         page.write_run(out)
         return summary
 
@@ -428,24 +430,64 @@ def write_figures(
     history: list[dict[str, Any]],
     folder: Path,
     path: Sequence[pruning.Pass] = (),
+    keep: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """training.png, and what else the model has: inclusion.png, units.png, free_energy.png."""
-    figures: dict[str, Callable[[Any], Any]] = {
-        "training": lambda ax: plots.training_curve(history, ax)
+    """training.png, and what else applies.
+
+    With inclusion probabilities inclusion.png and strips.png, with a noise noise.png, with either
+    units.png; after passes free_energy.png; of a chain of linear layers network.png, where the
+    first layer reads images fields.png.
+    """
+    figures: dict[str, list[Callable[[Any], Any]]] = {
+        "training": [lambda ax: plots.training_curve(history, ax)]
     }
     inclusion = posterior.inclusion()
     if inclusion:
-        figures["inclusion"] = lambda ax: plots.inclusion_probabilities(inclusion, ax)
+        figures["inclusion"] = [lambda ax: plots.inclusion_probabilities(inclusion, ax)]
+        figures["strips"] = [lambda ax: plots.inclusion_strips(inclusion, ax)]
     noise = posterior.noise()
     if noise:
-        figures["noise"] = lambda ax: plots.noise_signal(noise, ax)
+        figures["noise"] = [lambda ax: plots.noise_signal(noise, ax)]
     if inclusion or noise:
-        figures["units"] = lambda ax: plots.units_kept(history, ax)
+        figures["units"] = [lambda ax: plots.units_kept(history, ax)]
     if path:
-        figures["free_energy"] = lambda ax: plots.free_energy_path(path, ax)
+        figures["free_energy"] = [lambda ax: plots.free_energy_path(path, ax)]
+    figures |= _network_figures(posterior, posterior.keep() if keep is None else keep)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in figures.items():
-        page.write_figure(folder / f"{name}.png", draw)
+    for name, panels in figures.items():
+        page.write_figure(folder / f"{name}.png", *panels)
+
+
+def _network_figures(
+    posterior: Posterior, keep: Mapping[str, Tensor]
+) -> dict[str, list[Callable[[Any], Any]]]:
+    """network.png and fields.png, where the network is of the kind that they can show."""
+    figures: dict[str, list[Callable[[Any], Any]]] = {}
+    parameters = {name: value.cpu() for name, value in posterior.mean_parameters().items()}
+    graph = posterior.model.graph
+    layers = posterior.model.layers
+    weights = [parameters[group.writers[0].parameter] for group in layers]
+    sizes = [graph["input"].size, *(group.size for group in layers)]
+    if [tuple(w.shape) for w in weights] == [(b, a) for a, b in pairwise(sizes)]:
+        masks = [keep["input"], *(keep[group.name] for group in layers)]
+        after = [mask.outer(before) for before, mask in pairwise(masks)]
+        left = [weight * mask for weight, mask in zip(weights, after, strict=True)]
+        everything = [torch.ones_like(mask) for mask in masks]
+        figures["network"] = [
+            lambda ax: plots.network(weights, everything, ax).set_title("before"),
+            lambda ax: plots.network(left, masks, ax).set_title("after"),
+        ]
+    shape = posterior.model.example_shape[1:]
+    first, kept = weights[0], keep[layers[0].name]
+    if first.dim() == 4 and min(first.shape[2:]) > 1:
+        images = first
+    elif first.dim() == 2 and len(shape) == 3 and first.shape[1] == math.prod(shape):
+        images = first.reshape(-1, *shape)
+    else:
+        return figures
+    if bool(kept.any()):
+        figures["fields"] = [lambda ax: plots.receptive_fields(images[kept], ax)]
+    return figures
 
 
 def load(

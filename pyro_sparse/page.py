@@ -79,6 +79,11 @@ CAPTIONS = {
     "training": "Evidence lower bound and log-likelihood per training example over epochs.",
     "inclusion": "Posterior inclusion probability of every unit, sorted; those in the shaded band "
     "are undecided.",
+    "strips": "Inclusion probabilities as strips, a layer each.",
+    "network": "The network before and after: units that are kept, and weights at posterior means; "
+    "the larger, the less transparent.",
+    "fields": "Weights of the first layer's kept units as images, each scaled to its largest "
+    "weight. Orange is positive, purple negative.",
     "noise": "Signal-to-noise ratio and mean of each unit's multiplicative noise.",
     "units": "Units of each layer over epochs.",
     "free_energy": "Free energy along passes of pruning and training.",
@@ -365,15 +370,16 @@ def _latex(text: str) -> str:
     return "".join(special.get(character, character) for character in text)
 
 
-def write_figure(path: Path, draw: Callable[[Any], Any]) -> None:
-    """A picture of one set of axes that ``draw`` draws on, in a size that a phone can show."""
+def write_figure(path: Path, *panels: Callable[[Any], Any]) -> None:
+    """A picture in a size that a phone can show: axes that each of ``panels`` draws on, stacked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # No pyplot: its global state belongs to the user.
-    figure = Figure(figsize=(5.8, 3.8), layout="constrained")
+    figure = Figure(figsize=(5.8, 3.8 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    draw(figure.subplots())
+    for draw, ax in zip(panels, figure.subplots(len(panels), squeeze=False).flat, strict=True):
+        draw(ax)
     figure.savefig(path, dpi=150)
 
 

@@ -15,7 +15,14 @@ from pyro_sparse.export import Benchmark
 from pyro_sparse.table import SECTIONS
 from pyro_sparse.table import Table as ComparisonTable
 
-__all__ = ["new_folder", "print_analysis", "print_bench", "print_comparison", "print_table"]
+__all__ = [
+    "new_folder",
+    "print_analysis",
+    "print_bench",
+    "print_comparison",
+    "print_seeds",
+    "print_table",
+]
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -89,14 +96,13 @@ def print_comparison(
         if not titles:
             continue
         table = _plain_table(section.title)
-        table.caption, table.caption_justify = section.note, "left"
         table.add_column("model", overflow="fold")
         for title in titles:
             table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for entry, cells in lines.items():
             table.add_row(entry, *cells)
         _print(table, console)
-        console.print()
+        console.print(section.note + "\n", style="dim", highlight=False)
     if comparison.footnote:
         console.print(comparison.footnote, highlight=False)
 
@@ -217,6 +223,53 @@ def print_analysis(analysis: Mapping[str, Any], console: Console | None = None) 
             f"{point['nll']:.4f}",
         )
     _print(sizes, console)
+
+
+def print_seeds(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """What `analyse_seeds` has found: what seeds agree on, and scores over them."""
+    runs = len(found["runs"])
+    if found["groups"]:
+        units = _plain_table(f"units, {runs} seeds, matched")
+        for name in ("layer", "units", "in all", "in some", "expected", "largest s.e.", "pair"):
+            units.add_column(name, justify="left" if name == "layer" else "right")
+        for group in found["groups"]:
+            first, second, apart = group["pair"]
+            units.add_row(
+                group["group"],
+                str(group["units"]),
+                str(group["always"]),
+                str(group["sometimes"]),
+                f"{group['expected']:.1f}±{group['standard_error']:.1f}",
+                f"{group['largest_error']:.3f}",
+                f"{first}, {second}: {apart:+.2f}",
+            )
+        units.caption_justify = "left"
+        units.caption = (
+            "In all, in some: inclusion probability > ½. Largest s.e.: of a unit's probability. "
+            "Pair: joint inclusion farthest from independence."
+        )
+        _print(units, console)
+    if found["inputs"] is not None:
+        chosen = found["inputs"]
+        (console or Console()).print(
+            f"inputs within a false-discovery rate of 5 %: {chosen['selected']}, expected missed "
+            f"{chosen['missed']:.2f}\n",
+            highlight=False,
+        )
+    scores = _plain_table("test set")
+    for name in ("", "one run", "draws of all"):
+        scores.add_column(name, justify="right" if name else "left")
+    for title, key, form in (
+        ("accuracy", "accuracy", "{:.2%}"),
+        ("RMSE", "rmse", "{:.4g}"),
+        ("NLL (nats)", "nll", "{:.4f}"),
+        ("ECE", "ece", "{:.4f}"),
+    ):
+        if key in found["mixture"]:
+            cell = found["scores"][f"{key}_ensemble"]
+            one = f"{form.format(cell['mean'])}±{form.format(cell['standard_error'])}"
+            scores.add_row(title, one, form.format(found["mixture"][key]))
+    _print(scores, console)
 
 
 def _plain_table(title: str) -> Table:

@@ -7,7 +7,7 @@ import torch
 
 from pyro_sparse import analysis, data, experiment, guides, models
 from pyro_sparse.nets import mlp
-from pyro_sparse.posterior import Posterior, metrics
+from pyro_sparse.posterior import Posterior, merge, metrics
 from pyro_sparse.settings import settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
@@ -147,3 +147,56 @@ def test_what_is_no_finished_run(tmp_path, digits):
     with pytest.raises(FileNotFoundError, match="no finished run"):
         analysis.analyse(digits)
     aside.rename(summary)
+
+
+# -- several seeds ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    out = tmp_path_factory.mktemp("seeds")
+    for seed in (0, 1, 10):
+        run_of(out / f"seed-{seed}", "ss-ghs", "diabetes", prune_inputs=True, seed=seed)
+    return out
+
+
+def test_runs_of_several_seeds(seeds):
+    folders = analysis.seed_folders([seeds])
+    assert [path.name for path in folders] == ["seed-0", "seed-1", "seed-10"]
+    assert analysis.seed_folders(folders) == folders
+    found = analysis.analyse_seeds(folders, seeds, draws=3)
+    assert json.loads((seeds / "seeds.json").read_text()) == found
+    assert [run["seed"] for run in found["runs"]] == [0, 1, 10]
+    # The means are those of the runs' own summaries, the groups those of `merge`.
+    own = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    mean = sum(one["rmse_ensemble"] for one in own) / 3
+    assert found["scores"]["rmse_ensemble"]["mean"] == pytest.approx(mean)
+    merged = merge([experiment.load(folder)[2] for folder in folders])
+    assert [group["group"] for group in found["groups"]] == ["input", "fc1"]
+    for group in found["groups"]:
+        name = group["group"]
+        assert group["probability"] == pytest.approx(merged.mean[name].tolist())
+        assert group["error"] == pytest.approx(merged.standard_error[name].tolist())
+        assert group["always"] + group["sometimes"] <= group["units"]
+        first, second, apart = group["pair"]
+        independent = merged.mean[name][first] * merged.mean[name][second]
+        pair = merged.co_inclusion(name)[first, second] - independent
+        assert apart == pytest.approx(float(pair))
+    assert len(found["inputs"]["selected"]) <= 10
+    # A mixture cannot be worse than its members are on average, up to the noise of the draws.
+    assert found["mixture"]["rmse"] < 1.1 * mean
+    for name in ("inclusion_over_seeds", "co_inclusion"):
+        assert (seeds / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_of_runs_that_do_not_belong_together(seeds, diabetes, digits, tmp_path):
+    first, *_ = analysis.seed_folders([seeds])
+    with pytest.raises(ValueError, match="at least two runs to merge, got 1"):
+        analysis.analyse_seeds([first], tmp_path)
+    with pytest.raises(ValueError, match=r"differ in their seeds only, but .* differ in model"):
+        analysis.analyse_seeds([first, digits], tmp_path)
+    with pytest.raises(ValueError, match=r"different seeds, got the seeds \[0, 0\]"):
+        analysis.analyse_seeds([first, diabetes], tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        analysis.analyse_seeds([first, tmp_path], tmp_path)
+    assert not (tmp_path / "seeds.json").exists()

@@ -157,6 +157,42 @@ def test_compare(tmp_path):
         assert heading in output
 
 
+def test_compare_guides_over_seeds(tmp_path):
+    out = tmp_path / "runs"
+    models = ["ss-ig:variance=full", "ss-ig"]
+    output = succeed(
+        *("compare", *models, *TINY, "--seeds", 2, "--no-measure", "--baseline", "ss-ig"),
+        *("--out", out),
+    )
+    summaries = read(out / "compare.json")
+    assert [(one["entry"], one["seed"]) for one in summaries] == [
+        (entry, seed) for seed in (0, 1) for entry in (*models, "dense")
+    ]
+    assert "±: standard error over seeds. *: differs from ss-ig" in " ".join(output.split())
+    assert "k-hat" not in output
+    # More seeds can be added, and what is there is not made again.
+    before = (out / "dense" / "seed-1" / "checkpoint" / "last.safetensors").stat().st_mtime_ns
+    again = ("compare", *models, *TINY, "--no-measure", "--seeds", 3, "--resume", "--out", out)
+    succeed(*again)
+    assert len(read(out / "compare.json")) == 9
+    after = (out / "dense" / "seed-1" / "checkpoint" / "last.safetensors").stat().st_mtime_ns
+    assert after == before
+    assert "--resume needs --out" in fail("compare", "ss-ig", *TINY, "--resume")
+    assert "Did you mean variance" in fail("compare", "ss-ig:varience=full", *TINY)
+
+
+def test_fit_and_analyse_several_seeds(tmp_path):
+    out = tmp_path / "seeds"
+    output = succeed("fit", "ss-ig", *TINY, "--seeds", 2, "--out", out)
+    assert "seeds 0, 1" in output
+    assert {path.name for path in out.iterdir()} == {"seed-0", "seed-1"}
+    output = succeed("analyse", out, "--draws", 2)
+    assert "units, 2 seeds, matched" in output
+    assert str(out / "seeds.json") in output
+    assert [run["seed"] for run in read(out / "seeds.json")["runs"]] == [0, 1]
+    assert "already holds a run" in fail("fit", "ss-ig", *TINY, "--seeds", 2, "--out", out)
+
+
 def test_compare_of_regressions_in_a_new_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "dense", "--data", "diabetes", "--net", "mlp:4", "--epochs", "1"]

@@ -10,7 +10,7 @@ import torch
 
 from pyro_sparse import compare as public_compare
 from pyro_sparse import comparison, data, experiment
-from pyro_sparse.comparison import compare, entry_settings, fit_seeds, measure
+from pyro_sparse.comparison import compare, entry_settings, measure, run_seeds
 from pyro_sparse.experiment import PruningError, settings_for
 from pyro_sparse.posterior import log_weights
 from pyro_sparse.zoo import ZOO
@@ -189,14 +189,14 @@ def test_compare_where_no_model_can_be_pruned(digits, tmp_path):
 
 def test_seeds_of_one_model(tmp_path, capsys):
     settings = settings_for("ss-ig", "digits", seed=5, **TINY)
-    summaries = fit_seeds(settings, tmp_path, 2)
+    summaries = run_seeds(settings, tmp_path, 2)
     assert [one["seed"] for one in summaries] == [5, 6]
     assert read(tmp_path / "seed-6" / "summary.json") == summaries[1]
     assert "seed 6" in capsys.readouterr().out
     with pytest.raises(ValueError, match="already holds a run"):
-        fit_seeds(settings, tmp_path, 2)
+        run_seeds(settings, tmp_path, 2)
     with pytest.raises(ValueError, match="already holds a run"):
-        fit_seeds(settings, tmp_path / "seed-5", 2)
+        run_seeds(settings, tmp_path / "seed-5", 2)
 
 
 # -- reference pruners -----------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_run_folder(folder):
     assert all(math.isfinite(line["validation_elbo_per_datum"]) for line in lines)
     kept = {path.name for path in (folder / "checkpoint").iterdir()}
     assert kept == {"last.safetensors", "best.safetensors"}
-    for name in ("training", "inclusion", "units"):
+    for name in ("training", "inclusion", "strips", "units", "network", "fields"):
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(folder.rglob("*.tmp"))
 
@@ -154,7 +154,8 @@ def test_the_dense_baseline_keeps_everything(digits, tmp_path):
     assert summary["params_dense"] == summary["params_compact"]
     # One network: no ensemble to speak of.
     assert summary["accuracy_ensemble"] == summary["accuracy_compact"]
-    assert [path.name for path in (out / "figures").iterdir()] == ["training.png"]
+    names = {path.stem for path in (out / "figures").iterdir()}
+    assert names == {"training", "network", "fields"}
 
 
 def test_without_a_validation_set(tmp_path):

@@ -30,6 +30,7 @@ from .inclusion import (
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
 from .posterior import Posterior
 from .precision import suggested_bits
+from .seeds import SeedEnsemble, fit_seeds
 from .selection import (
     BMRS,
     Connected,
@@ -66,6 +67,7 @@ __all__ = [
     "Posterior",
     "PredictiveCalibration",
     "Radius",
+    "SeedEnsemble",
     "SelectionRule",
     "SignalToNoise",
     "Summary",
@@ -77,6 +79,7 @@ __all__ = [
     "contraction_curve",
     "diagnostics",
     "false_discovery_rate",
+    "fit_seeds",
     "importance",
     "importance_weighted_elbo",
     "input_probability",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,13 @@ from pyro_sparse.likelihoods import Likelihood, Normal
 
 from . import metrics
 
-__all__ = ["LEVELS", "PredictiveCalibration", "calibrate", "class_probabilities"]
+__all__ = [
+    "LEVELS",
+    "PredictiveCalibration",
+    "calibrate",
+    "class_probabilities",
+    "predictive_scores",
+]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Levels of the central predictive intervals."""
@@ -49,6 +56,46 @@ class PredictiveCalibration:
             index = (self.pit * 20).long().clamp(0, 19)
             out["pit_counts"] = torch.bincount(index, minlength=20).tolist()
         return out
+
+
+@torch.no_grad()
+def predictive_scores(
+    likelihood: Likelihood,
+    draws: Iterable[tuple[Tensor, dict[str, Tensor]]],
+    y: Tensor,
+    target_scale: float = 1.0,
+) -> dict[str, float]:
+    """Scores of the mean prediction of draws, and the log density of their mixture.
+
+    Args:
+        likelihood: any.
+        draws: see `calibrate`.
+        y: targets.
+            Shape: (N,).
+        target_scale: standard deviation that the targets were divided by.
+
+    Returns:
+        ``nll`` (nats per example), and ``accuracy`` and ``ece`` for classes, ``rmse`` for numbers;
+        RMSE and NLL are in the target's own unit.
+    """
+    natural, logs = [], []
+    for output, latents in draws:
+        natural.append(likelihood.natural(output))
+        logs.append(likelihood.distribution(output, **latents).log_prob(y))
+    prediction = torch.stack(natural).mean(0)
+    nll = metrics.negative_log_likelihood(torch.stack(logs))
+    probabilities = likelihood.class_probabilities(prediction)
+    if probabilities is None:
+        # A density per standardised unit, turned into one per unit of the target.
+        return {
+            "nll": nll + math.log(target_scale),
+            "rmse": metrics.rmse(prediction, y) * target_scale,
+        }
+    return {
+        "nll": nll,
+        "accuracy": metrics.accuracy(probabilities, y),
+        "ece": metrics.calibration_error(probabilities, y),
+    }
 
 
 @torch.no_grad()

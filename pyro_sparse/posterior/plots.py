@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 if TYPE_CHECKING:
     from pyro_sparse.distributions import TruncatedLogNormal
 
     from .contraction import Curve
+    from .inclusion import MergedInclusion
     from .metrics import ReliabilityCurve
     from .pruning import Pass
 
@@ -22,11 +26,16 @@ __all__ = [
     "COLOURS",
     "accuracy_against_cost",
     "accuracy_size_curve",
+    "co_inclusion",
     "contraction_curve",
     "free_energy_path",
+    "inclusion_over_seeds",
     "inclusion_probabilities",
+    "inclusion_strips",
+    "network",
     "noise_signal",
     "pit_histogram",
+    "receptive_fields",
     "reliability_diagram",
     "training_curve",
     "units_kept",
@@ -113,6 +122,201 @@ def inclusion_probabilities(inclusion: Mapping[str, Tensor], ax: Axes) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("which units are in (shaded: undecided)")
     ax.legend(frameon=False)
+    return ax
+
+
+def inclusion_strips(inclusion: Mapping[str, Tensor], ax: Axes) -> Axes:
+    """A strip a layer, a bar a unit by falling inclusion probability: dark is in, white is out.
+
+    All strips are equally long, whatever the number of units.
+    """
+    for row, pip in enumerate(inclusion.values()):
+        values = pip.sort(descending=True).values.reshape(1, -1).numpy()
+        image = ax.imshow(
+            values,
+            cmap="Blues",
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0, 1, row + 0.4, row - 0.4),
+        )
+        for edge in (row - 0.4, row + 0.4):
+            ax.plot([0, 1], [edge, edge], color="0.6", linewidth=0.6)
+    labels = [f"{name} ({len(pip)})" for name, pip in inclusion.items()]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set_xlim(0, 1)
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlabel("units, by rank")
+    ax.set_title("inclusion probability by layer")
+    ax.figure.colorbar(image, ax=ax)
+    return ax
+
+
+def inclusion_over_seeds(merged: MergedInclusion, ax: Axes) -> Axes:
+    """Inclusion probabilities averaged over seeds, sorted, with two standard errors as bars."""
+    errors = merged.standard_error
+    for index, (name, mean) in enumerate(merged.mean.items()):
+        order = mean.argsort(descending=True)
+        ranks = torch.arange(1, len(order) + 1).tolist()
+        colour = COLOURS[index % len(COLOURS)]
+        ax.errorbar(
+            ranks,
+            mean[order].tolist(),
+            yerr=(2 * errors[name][order]).tolist(),
+            fmt=".",
+            color=colour,
+            elinewidth=0.8,
+            label=name,
+        )
+    ax.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("unit, by rank")
+    ax.set_ylabel("inclusion probability")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    runs = len(next(iter(merged.probabilities.values())))
+    ax.set_title(f"mean of {runs} seeds ± 2 standard errors")
+    ax.legend(frameon=False)
+    return ax
+
+
+def co_inclusion(merged: MergedInclusion, group: str, ax: Axes, most: int = 40) -> Axes:
+    """How far pairs of units come together over seeds: C_ij less what independence would give.
+
+    Orange: together more often than that, purple: one stands in for the other.
+
+    Args:
+        merged: of several seeds.
+        group: whose units.
+        ax: to draw on.
+        most: units that are shown, those whose inclusion differs most over seeds.
+    """
+    values = merged.probabilities[group]
+    chosen = values.std(0).argsort(descending=True)[:most].sort().values
+    mean = merged.mean[group][chosen]
+    pairs = merged.co_inclusion(group)[chosen][:, chosen] - mean.outer(mean)
+    pairs.fill_diagonal_(0)
+    bound = max(0.05, float(pairs.abs().max()))
+    image = ax.imshow(
+        pairs.numpy(), cmap="PuOr_r", vmin=-bound, vmax=bound, interpolation="nearest"
+    )
+    step = max(1, len(chosen) // 10)
+    ticks = range(0, len(chosen), step)
+    ax.set_xticks(ticks, [str(int(chosen[i])) for i in ticks])
+    ax.set_yticks(ticks, [str(int(chosen[i])) for i in ticks])
+    ax.set_xlabel("unit (in the first run's order)")
+    ax.set_title(f"{group}: pairs in together, less independence")
+    ax.figure.colorbar(image, ax=ax)
+    return ax
+
+
+def network(weights: Sequence[Tensor], keep: Sequence[Tensor], ax: Axes, *, most: int = 40) -> Axes:
+    """Units of a chain of linear layers as dots, weights as lines; small ones are transparent.
+
+    The opacity is the square of a weight over the layer's largest one. Units that are not kept are
+    hollow; of wide layers a part is shown, kept ones first, and its size is written below.
+
+    Args:
+        weights: of the layers, from the input on.
+            Shape: (units, units of the layer before) each.
+        keep: masks of the inputs, of every layer's units and of the outputs.
+            Shape: (units,) each.
+        ax: to draw on.
+        most: units shown of a layer.
+
+    Raises:
+        ValueError: shapes do not form a chain.
+    """
+    sizes = [len(mask) for mask in keep]
+    if [tuple(w.shape) for w in weights] != [(b, a) for a, b in pairwise(sizes)]:
+        raise ValueError(
+            f"expected weights between layers of {sizes} units, got shapes "
+            f"{[tuple(w.shape) for w in weights]}"
+        )
+    shown = []
+    for mask in keep:
+        first = torch.cat([mask.nonzero().flatten(), (~mask).nonzero().flatten()])
+        shown.append(first[:most].sort().values)
+    heights = [torch.linspace(0, 1, len(units) + 2)[1:-1].flip(0) for units in shown]
+    for column, weight in enumerate(weights):
+        part = weight[shown[column + 1]][:, shown[column]].abs().double()
+        opacity = (part / part.max().clamp_min(1e-12)).square()
+        ends, starts = (opacity > 0.02).nonzero(as_tuple=True)
+        lines = torch.stack(
+            [
+                torch.stack([torch.full_like(heights[0][:1], column).expand(len(starts)),
+                             heights[column][starts]], 1),
+                torch.stack([torch.full_like(heights[0][:1], column + 1).expand(len(ends)),
+                             heights[column + 1][ends]], 1),
+            ],
+            1,
+        )  # fmt: skip
+        ax.add_collection(
+            LineCollection(
+                list(lines.numpy()),
+                colors="#1b1f24",
+                linewidths=0.6,
+                alpha=opacity[ends, starts].numpy(),
+                zorder=1,
+            )
+        )
+    for column, (units, mask) in enumerate(zip(shown, keep, strict=True)):
+        inside = mask[units].tolist()
+        faces = [COLOURS[0] if kept else "white" for kept in inside]
+        edges = [COLOURS[0] if kept else "0.65" for kept in inside]
+        ax.scatter(
+            [column] * len(units),
+            heights[column].tolist(),
+            s=16,
+            c=faces,
+            edgecolors=edges,
+            linewidths=0.7,
+            zorder=2,
+        )
+        text = f"{int(mask.sum())} of {len(mask)}"
+        if len(units) < len(mask):
+            text += f"\n({len(units)} shown)"
+        ax.text(column, -0.02, text, ha="center", va="top", fontsize="small")
+    ax.set_xlim(-0.4, len(sizes) - 0.6)
+    ax.set_ylim(-0.12, 1)
+    ax.set_axis_off()
+    return ax
+
+
+def receptive_fields(images: Tensor, ax: Axes, *, most: int = 64) -> Axes:
+    """What units read from an image, in a grid; each is scaled to its largest weight.
+
+    Orange: positive, purple: negative, white: nothing.
+
+    Args:
+        images: weights into the units, over channels for images of several.
+            Shape: (units, height, width) or (units, channels, height, width), of which the channels
+            are summed.
+        ax: to draw on.
+        most: units shown, those with the largest weights.
+    """
+    if images.dim() == 4:
+        images = images.sum(1)
+    norms = images.flatten(1).norm(dim=1)
+    chosen = norms.argsort(descending=True)[:most]
+    images = (
+        images[chosen] / images[chosen].flatten(1).abs().amax(1).clamp_min(1e-12)[:, None, None]
+    )
+    count, height, width = images.shape
+    columns = math.ceil(math.sqrt(1.6 * count))
+    rows = math.ceil(count / columns)
+    # A gap of one pixel between images; what no image covers is left out.
+    grid = torch.full((rows * (height + 1) - 1, columns * (width + 1) - 1), math.nan)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        grid[top : top + height, left : left + width] = image
+    ax.imshow(grid.numpy(), cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
+    ax.set_facecolor("0.8")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    rest = "" if count == len(norms) else f", {count} of {len(norms)} shown"
+    ax.set_title(f"what the kept units read, by norm{rest}")
     return ax
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -20,18 +20,19 @@ from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
-from .calibration import PredictiveCalibration, calibrate, class_probabilities
+from .calibration import (
+    PredictiveCalibration,
+    calibrate,
+    class_probabilities,
+    predictive_scores,
+)
 from .contraction import Contraction, Radius, contraction, radius
 from .diagnostics import KHat, khat
 from .exact import ExactDraws
 from .metrics import (
-    accuracy,
-    calibration_error,
     mutual_information,
-    negative_log_likelihood,
     out_of_distribution_auroc,
     predictive_entropy,
-    rmse,
 )
 from .selection import SelectionRule, default_rule
 from .summary import GroupSummary, Summary
@@ -417,32 +418,18 @@ class Posterior:
             ``accuracy_…`` and ``ece_…`` for classes, ``rmse_…`` for numbers, and ``nll_…`` (nats
             per example), each for ``ensemble`` and ``compact``.
         """
-        likelihood = self.model.likelihood
-        natural, log_likelihood = [], []
-        for output, latents in self.draws(x, num_samples):
-            natural.append(likelihood.natural(output))
-            log_likelihood.append(likelihood.distribution(output, **latents).log_prob(y))
-        output = self.masked(x, keep)
-        compact = likelihood.natural(output)
         latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
-        law = likelihood.distribution(output, **latents)
-        compact_log = law.log_prob(y).unsqueeze(0)
-        ensemble = torch.stack(natural).mean(0)
-        scores = {}
-        for name, prediction, logs in (
-            ("ensemble", ensemble, torch.stack(log_likelihood)),
-            ("compact", compact, compact_log),
-        ):
-            scores[f"nll_{name}"] = negative_log_likelihood(logs)
-            probabilities = likelihood.class_probabilities(prediction)
-            if probabilities is None:
-                # A density per standardised unit, turned into one per unit of the target.
-                scores[f"nll_{name}"] += math.log(target_scale)
-                scores[f"rmse_{name}"] = rmse(prediction, y) * target_scale
-            else:
-                scores[f"accuracy_{name}"] = accuracy(probabilities, y)
-                scores[f"ece_{name}"] = calibration_error(probabilities, y)
-        return scores
+        predictors: dict[str, Iterable[tuple[Tensor, dict[str, Tensor]]]] = {
+            "ensemble": self.draws(x, num_samples),
+            "compact": [(self.masked(x, keep), latents)],
+        }
+        return {
+            f"{score}_{name}": value
+            for name, draws in predictors.items()
+            for score, value in predictive_scores(
+                self.model.likelihood, draws, y, target_scale
+            ).items()
+        }
 
     def calibration(
         self,
