@@ -19,6 +19,7 @@ from typing import Any
 
 from pyro_sparse import models
 
+from .automatic import AUTOGUIDES, Automatic
 from .base import GroupGuide, Reducible, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
@@ -32,6 +33,8 @@ from .spike_slab_group_lasso import SpikeSlabGroupLasso
 from .turbo_markov import TurboMarkov
 
 __all__ = [
+    "AUTOGUIDES",
+    "Automatic",
     "Deterministic",
     "GroupGuide",
     "GroupHorseshoe",

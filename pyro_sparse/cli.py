@@ -141,6 +141,12 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
         click.option("--num-particles", type=click.IntRange(1), help="Draws of the guide a step."),
         click.option(
+            "--guide",
+            type=click.Choice(["matched", "auto-normal", "auto-low-rank", "auto-delta"]),
+            help="The model's own guide, or one of Pyro's autoguides where all latents are "
+            "continuous, to compare with. [default: matched]",
+        ),
+        click.option(
             "--variance",
             type=click.Choice(["tied", "full"]),
             help="Posterior variances: u_j v_i, or one a weight.",

@@ -80,7 +80,12 @@ def build(
         num_data=len(dataset.train),
         **options(entry.model_options),
     )
-    return model, guides.for_model(model, **options(entry.guide_options))
+    if settings.guide == "matched":
+        return model, guides.for_model(model, **options(entry.guide_options))
+    scale = settings.initial_scale
+    if isinstance(scale, str):
+        raise ValueError(f"{settings.guide} needs a number as initial_scale, got {scale!r}")
+    return model, guides.Automatic(model, settings.guide, guides.for_model(model), scale)
 
 
 def selection_rule(
@@ -97,6 +102,8 @@ def selection_rule(
     if rule is None and not zoo.find(settings.model).bayesian and settings.passes:
         budget = 0.1 if settings.budget is None else settings.budget
         rule = f"macs:{budget}:{settings.model}"
+    if rule is None and settings.guide != "matched":
+        return selection.Connected()
     if rule is None:
         return selection.default_rule(posterior.model)
     return selection.parse(rule, split.x[:SCORED], split.y[:SCORED], posterior.macs({}))

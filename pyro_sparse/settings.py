@@ -106,6 +106,9 @@ class Settings:
             :func:`pyro_sparse.infer.schedules.ramp`; ``kl_start`` is
             :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
             throughout.
+        guide: ``"matched"``, the model's own, or one of
+            :data:`pyro_sparse.guides.automatic.AUTOGUIDES`, for models with continuous latents;
+            nothing is pruned then.
         variance, initial_scale, inclusion, noise_draws, last_layer: see the guides.
         inclusion_probability, slab_scale, prior_scale, prune_inputs: see the models; each model
             takes those that its entry in the zoo lists.
@@ -143,6 +146,7 @@ class Settings:
     kl_start: float | None = None
     clip_norm: float | None = None
     num_particles: int = 1
+    guide: str = "matched"
     variance: str = "tied"
     initial_scale: float | str = "balanced"
     inclusion: str = "straight-through"
@@ -192,16 +196,19 @@ def settings_for(model: str, data: str, *, strict: bool = False, **given: Any) -
                 f"{model} has no --{name.replace('_', '-')}; it takes "
                 f"{', '.join('--' + one.replace('_', '-') for one in sorted(taken)) or 'none'}"
             )
-    return Settings(
-        model=model,
-        data=data,
-        **{
-            **BY_DATA.get(data, BY_KIND.get(data.partition(":")[0], TABLE)),
-            **BY_MODEL.get(model, {}),
-            **entry.settings,
-            **chosen,
-        },
-    )
+    combined = {
+        **BY_DATA.get(data, BY_KIND.get(data.partition(":")[0], TABLE)),
+        **BY_MODEL.get(model, {}),
+        **entry.settings,
+        **chosen,
+    }
+    if combined.get("guide", "matched") != "matched":
+        if entry.settings.get("passes") and not entry.bayesian:
+            raise ValueError(f"{model} is a pruner of the dense network: take dense with a guide")
+        # Rules and passes select units by what the model's own guide knows.
+        combined |= {"rule": chosen.get("rule"), "passes": chosen.get("passes", 0)}
+        combined["initial_scale"] = chosen.get("initial_scale", 0.01)
+    return Settings(model=model, data=data, **combined)
 
 
 def parse_entry(text: str) -> tuple[str, dict[str, Any]]:

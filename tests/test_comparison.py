@@ -133,6 +133,15 @@ def test_bounds_are_those_of_the_guide(compared):
     assert found["importance_weighted_elbo"] > found["elbo"]
 
 
+def test_bounds_of_a_noise_model(digits, tmp_path):
+    """Its weights are point estimates, its noise is not."""
+    out = tmp_path / "sbp"
+    result = compare(["sbp"], digits, out, progress=False, **TINY)
+    (run,) = result.runs
+    assert run["elbo"] < run["importance_weighted_elbo"] < 0
+    assert math.isfinite(run["khat"])
+
+
 def test_what_is_too_dear_is_not_measured(compared, monkeypatch):
     out, result = compared
     monkeypatch.setattr(comparison, "MOST_MACS", 1000)

@@ -53,7 +53,8 @@ class ELBO(PyroELBO):
     The expectation is over draws of the guide; a site's KL is closed given its parents' draws, and
     falls back to ``log q − log p`` at the draw where no KL is registered (`analytic` lists which).
     Unlike :class:`pyro.infer.TraceMeanField_ELBO`, with which it agrees to rounding, no log-density
-    of a site with a closed KL is ever evaluated.
+    of a site with a closed KL is ever evaluated. Auxiliary sites of guides, as Pyro's autoguides
+    have them, count by their log-densities at the draw.
 
     Guide sites with a score term (:class:`~pyro_sparse.distributions.SpikeAndSlab` itself) get an
     unbiased score-function gradient; with several particles, each one's baseline is the mean
@@ -107,16 +108,22 @@ class ELBO(PyroELBO):
         log_likelihood: Any = 0.0
         kl: Any = 0.0
         score: Any = 0.0
-        extra = [
-            name
+        own = {
+            name: site
             for name, site in guide_trace.nodes.items()
             if site["type"] == "sample" and name not in model_trace.nodes
-        ]
+        }
+        extra = [name for name, site in own.items() if not site["infer"].get("is_auxiliary")]
         if extra:
             raise ValueError(
                 f"the guide samples {extra}, the model does not; model sites: "
                 f"{[n for n, s in model_trace.nodes.items() if s['type'] == 'sample']}"
             )
+        for site in own.values():
+            # What an autoguide draws before it maps it to the model's latents, which have the
+            # mapping's Jacobian as their density.
+            log_q = site["fn"].log_prob(site["value"])
+            kl = kl + scale_and_mask(log_q, site["scale"], site["mask"]).sum()
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample" or poutine.util.site_is_subsample(site):
                 continue
@@ -131,7 +138,7 @@ class ELBO(PyroELBO):
                     f"{[n for n, s in guide_trace.nodes.items() if s['type'] == 'sample']}"
                 )
             guide_site = guide_trace.nodes[name]
-            kl = kl + _site_kl(site, guide_site)
+            kl = kl + _site_kl(site, guide_site, mapped=bool(own))
             if _has_score(guide_site["fn"]):
                 parts = guide_site["fn"].score_parts(guide_site["value"])
                 score = (
@@ -215,8 +222,10 @@ def _closed_kl(q: Any, p: Any) -> Tensor | None:
         return None
 
 
-def _site_kl(site: Any, guide_site: Any) -> Tensor:
-    kl = _closed_kl(guide_site["fn"], site["fn"])
+def _site_kl(site: Any, guide_site: Any, mapped: bool = False) -> Tensor:
+    # Where values are mapped from auxiliary draws, the Jacobian is the density of a point mass,
+    # which the closed KL of a point mass leaves out.
+    kl = None if mapped else _closed_kl(guide_site["fn"], site["fn"])
     if kl is None:
         value = guide_site["value"]
         log_q = scale_and_mask(
