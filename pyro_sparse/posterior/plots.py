@@ -516,8 +516,11 @@ def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> A
     ax.set_ylabel("accuracy" if score == "accuracy" else "RMSE")
     ax.set_title("filled: compact network, hollow: ensemble")
     ax.grid(alpha=0.25)
-    # Beside the points, whatever their number.
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    # Beside the points, whatever their number; long names would leave no room there.
+    if max(map(len, entries)) <= 12:
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return ax
 
 
