@@ -176,6 +176,12 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Prior standard deviation of weights that are point estimates (weight decay) or "
             "reducible.",
         ),
+        click.option(
+            "--noise-rate",
+            type=click.FloatRange(0, min_open=True),
+            help="Of regressions: rate of the prior Gamma(1, rate) of the noise precision; smaller "
+            "where errors are below a tenth of the target's standard deviation. [default: 1]",
+        ),
         click.option("--prune-inputs", is_flag=True, help="Select input features, too."),
         click.option(
             "--noise-draws",

@@ -76,7 +76,9 @@ def build(
     model = getattr(models, entry.model)(
         net,
         dataset.train.x[:2],
-        likelihood=likelihoods.Categorical() if dataset.classes else likelihoods.Normal(),
+        likelihood=likelihoods.Categorical()
+        if dataset.classes
+        else likelihoods.Normal(rate=settings.noise_rate),
         num_data=len(dataset.train),
         **options(entry.model_options),
     )

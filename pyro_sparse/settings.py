@@ -112,6 +112,9 @@ class Settings:
         variance, initial_scale, inclusion, noise_draws, last_layer: see the guides.
         inclusion_probability, slab_scale, prior_scale, prune_inputs: see the models; each model
             takes those that its entry in the zoo lists.
+        noise_rate: of regressions: rate of the prior Gamma(1, rate) of the noise precision, of
+            targets with standard deviation 1. It adds ``2 · noise_rate`` to their sum of squared
+            errors, so where n of them have errors of ε, make it small beside n ε².
         pretrain: epochs of training the dense network that the model starts from.
         rule: selection rule, see :func:`pyro_sparse.posterior.selection.parse`; the model's
             default when None.
@@ -155,6 +158,7 @@ class Settings:
     inclusion_probability: float | str = "layerwise"
     slab_scale: float = 1.0
     prior_scale: float | None = None
+    noise_rate: float = 1.0
     prune_inputs: bool = False
     pretrain: int = 0
     rule: str | None = None

@@ -145,6 +145,15 @@ def test_regression(diabetes, tmp_path):
     assert all(math.isfinite(line["validation_rmse"]) for line in lines)
 
 
+def test_the_prior_of_the_noise(diabetes):
+    for rate in (1.0, 0.02):
+        model, _ = experiment.build(
+            settings_for("ss-ig", "diabetes", noise_rate=rate, **TINY), diabetes
+        )
+        assert float(model.likelihood.rate) == pytest.approx(rate)
+    assert settings_for("ss-ig", "diabetes").noise_rate == 1.0
+
+
 def test_the_dense_baseline_keeps_everything(digits, tmp_path):
     settings = settings_for("dense", "digits", **TINY)
     out = tmp_path / "run"
