@@ -7,14 +7,13 @@ and two figures, and brings report.html up to date. `analyse_seeds` merges runs 
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse import experiment, export, nets, page
+from pyro_sparse import experiment, export, infer, nets, page
 from pyro_sparse.export import compact
 from pyro_sparse.posterior import (
     MergedInclusion,
@@ -144,10 +143,7 @@ def analyse(
     """
     folder = Path(folder)
     settings, dataset, posterior = experiment.load(folder, root, checkpoint)
-    if not (folder / "summary.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no finished run (no summary.json): it could not be pruned"
-        )
+    _summary(folder)
     test, likelihood = dataset.test, posterior.model.likelihood
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
     other = None if outside is None else _inputs(settings, outside, root, dataset)
@@ -198,10 +194,25 @@ def analyse(
         "curve": curve,
         "outside": apart,
     }
-    experiment.write_json(folder / "analysis.json", result)
+    infer.write_json(folder / "analysis.json", result)
     _write_figures(folder / "figures", all_of_them, curve, score)
     page.write_run(folder)
     return result
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished run.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no finished run (no summary.json): it could not be pruned"
+        )
+    found: dict[str, Any] = infer.read_json(path)
+    return found
 
 
 def seed_folders(folders: Sequence[str | Path]) -> list[Path]:
@@ -245,10 +256,11 @@ def analyse_seeds(
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2:
         raise ValueError(f"expected at least two runs to merge, got {len(paths)}")
-    loaded = [experiment.load(folder, root) for folder in paths]
-    first, dataset, _ = loaded[0]
-    seeds = [settings.seed for settings, _, _ in loaded]
-    for folder, (settings, _, _) in zip(paths, loaded, strict=True):
+    # Before any data are read: settings and summaries are small.
+    settings_of = [experiment.read_settings(folder) for folder in paths]
+    first, seeds = settings_of[0], [settings.seed for settings in settings_of]
+    summaries = []
+    for folder, settings in zip(paths, settings_of, strict=True):
         there, here = dataclasses.asdict(first), dataclasses.asdict(settings)
         differ = [name for name in here if here[name] != there[name] and name != "seed"]
         if differ:
@@ -256,13 +268,11 @@ def analyse_seeds(
                 f"expected runs that differ in their seeds only, but {folder} and {paths[0]} "
                 f"differ in {', '.join(differ)}"
             )
-        if not (folder / "summary.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no finished run (no summary.json): it could not be pruned"
-            )
+        summaries.append(_summary(folder))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"expected runs of different seeds, got the seeds {seeds}")
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in paths]
+    loaded = [experiment.load(folder, root) for folder in paths]
+    _, dataset, _ = loaded[0]
     (cells,) = tabulate([{**one, "entry": first.model} for one in summaries]).rows.values()
     ensemble = SeedEnsemble([posterior for _, _, posterior in loaded])
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
@@ -303,7 +313,7 @@ def analyse_seeds(
         panels = [partial(plots.co_inclusion, merged, name) for name in merged.probabilities]
         page.write_figure(figures / "co_inclusion.png", *panels[:4])
     out.mkdir(parents=True, exist_ok=True)
-    experiment.write_json(out / "seeds.json", result)
+    infer.write_json(out / "seeds.json", result)
     return result
 
 

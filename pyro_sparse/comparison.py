@@ -29,7 +29,6 @@ from pyro_sparse.experiment import (
     posterior_of,
     run,
     run_keep,
-    write_json,
 )
 from pyro_sparse.export import bench, compact
 from pyro_sparse.export.latency import ONNX, TORCH
@@ -197,7 +196,7 @@ def compare(
             if measured and "gradient_variance" not in summary:
                 summary |= measure(one, posterior_of(out / place, one, dataset), dataset)
             summaries.append(summary)
-            write_json(out / place / "summary.json", summary)
+            infer.write_json(out / place / "summary.json", summary)
             _write(out, summaries, baseline)
     if not summaries:
         raise PruningError(f"no model could be pruned; the runs are kept under {out}")
@@ -208,8 +207,8 @@ def _write(out: Path, summaries: list[dict[str, Any]], baseline: str | None) -> 
     """All files of a comparison but the run folders."""
     entries = {summary["entry"] for summary in summaries}
     table = tabulate(summaries, baseline if baseline in entries else None)
-    write_json(out / "compare.json", summaries)
-    write_json(out / "table.json", table.to_dict())
+    infer.write_json(out / "compare.json", summaries)
+    infer.write_json(out / "table.json", table.to_dict())
     page.write_comparison(out, summaries, table)
     return table
 

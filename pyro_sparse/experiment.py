@@ -8,7 +8,6 @@ are run folders of training before and after. `load` gives the fitted posterior 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from functools import partial
 from itertools import pairwise
@@ -42,7 +41,6 @@ __all__ = [
     "run_keep",
     "settings_for",
     "write_export",
-    "write_json",
 ]
 
 SCORED = 1000
@@ -161,7 +159,7 @@ def run(
     if begun:
         _check_settings(settings, out)
         if (out / "report.html").is_file():
-            return _read_json(out / "summary.json")
+            return infer.read_json(out / "summary.json")
     model, guide = build(settings, dataset)
     split = dataset.train
     loader = data.Batches(
@@ -243,7 +241,7 @@ def run(
         }
         if path:
             summary["path"] = [dataclasses.asdict(step) for step in path]
-        write_json(out / "summary.json", summary)
+        infer.write_json(out / "summary.json", summary)
         if figures:
             write_figures(posterior, fitted.history, out / "figures", path, posterior.keep(rule))
         page.write_run(out)
@@ -254,7 +252,7 @@ def run(
 
 def _begin(settings: Settings, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", dataclasses.asdict(settings))
+    infer.write_json(out / "config.json", dataclasses.asdict(settings))
 
 
 def _check_settings(settings: Settings, out: Path) -> None:
@@ -286,7 +284,7 @@ def read_settings(folder: Path) -> Settings:
             f"{folder} holds no run (no config.json); make one with pyro-sparse fit --out {folder}"
         )
     try:
-        return Settings(**_read_json(config))
+        return Settings(**infer.read_json(config))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
 
@@ -656,7 +654,7 @@ def _ensemble_scores(
 ) -> dict[str, float]:
     """Scores of the posterior's draws: those of a run, which do not depend on what is kept."""
     if folder is not None and (folder / "summary.json").is_file():
-        return _scores_of(_read_json(folder / "summary.json"), "ensemble")
+        return _scores_of(infer.read_json(folder / "summary.json"), "ensemble")
     scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
@@ -678,7 +676,7 @@ def _dense_scores(
         if given is None:
             return None
         raise FileNotFoundError(f"{baseline} holds no finished run (config.json and summary.json)")
-    there = json.loads(config.read_text())
+    there = infer.read_json(config)
     expected = {
         "model": "dense",
         **{key: getattr(settings, key) for key in ("data", "net", "split")},
@@ -692,7 +690,7 @@ def _dense_scores(
         if given is None:
             return None
         raise ValueError(f"{baseline} is no dense baseline of {folder}: {'; '.join(wrong)}")
-    return _scores_of(json.loads(summary.read_text()), "compact")
+    return _scores_of(infer.read_json(summary), "compact")
 
 
 def bench(
@@ -734,7 +732,7 @@ def bench(
         dense = dense_network(posterior)
         example = dataset.test.x[:1]
     result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
-    write_json(folder / "bench.json", result.to_dict())
+    infer.write_json(folder / "bench.json", result.to_dict())
     _write_figure(
         folder / "bench.png",
         [
@@ -753,7 +751,7 @@ def _is_exported(folder: Path) -> bool:
     if not config.is_file():
         raise FileNotFoundError(f"{folder} holds neither a run nor an exported network")
     try:
-        return "format" in json.loads(config.read_text())
+        return "format" in infer.read_json(config)
     except ValueError as error:
         raise ValueError(f"{config} is not valid JSON: {error}") from error
 
@@ -769,12 +767,3 @@ def _write_figure(path: Path, panels: Sequence[Callable[[Any], Any]]) -> None:
     for draw, ax in zip(panels, figure.subplots(1, len(panels)), strict=True):
         draw(ax)
     figure.savefig(path, dpi=130)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step."""
-    infer.write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from pyro_sparse.infer import read_json, write_text
 from pyro_sparse.posterior import plots
 from pyro_sparse.table import SECTIONS, Table, entry_of
 
@@ -441,7 +440,7 @@ def _figure(path: Path) -> str:
 def _json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no finished run (no {path.name})")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _write(path: Path, title: str, parts: Iterable[str]) -> Path:
@@ -455,7 +454,5 @@ def _write(path: Path, title: str, parts: Iterable[str]) -> Path:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
         "<p class=soft>Written by pyro-sparse.</p>\n</body>\n</html>\n"
     )
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
+    write_text(path, text)
     return path

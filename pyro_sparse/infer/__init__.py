@@ -5,7 +5,7 @@ from .checkpoint import checkpoint_file, restore, save_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
 from .fit import check_data, fit
-from .folder import RunFolder, write_text
+from .folder import RunFolder, read_json, write_json, write_text
 from .gradient import GradientVariance, gradient_variance
 from .local_reparameterisation import LocalReparameterisation
 from .lower_bound import LowerBound, lower_bound
@@ -37,8 +37,10 @@ __all__ = [
     "make_fabric",
     "memory_need",
     "on_first",
+    "read_json",
     "restore",
     "save_checkpoint",
     "schedules",
+    "write_json",
     "write_text",
 ]

@@ -27,7 +27,7 @@ from .divergence import Divergence
 from .elbo import ELBO
 from .folder import RunFolder
 from .lower_bound import lower_bound
-from .memory import check_memory, memory_need
+from .memory import check_memory, kept_bytes, memory_need
 from .processes import launch, make_fabric, on_first, share, unify
 from .recipe import Recipe, fused_adam
 from .schedules import Schedule
@@ -190,7 +190,7 @@ def fit(
         # The state to go back to: the start, then the last epoch that is done.
         good = training.state() if retries else None
         if folder is not None:
-            needed = _checkpoint_bytes(model, guide)
+            needed = sum(kept_bytes(model, guide))
             on_first(fabric, partial(folder.prepare, needed))
             if resume:
                 good = _resume(training, folder) or good
@@ -255,13 +255,6 @@ def _given_up(error: Divergence, training: Training, folder: RunFolder | None) -
         f"scale. {left}"
     )
     return Divergence(error.what, error.epoch, error.step, advice)
-
-
-def _checkpoint_bytes(model: SparseModel, guide: GroupGuide) -> int:
-    """About the size of a checkpoint, with an optimiser of two numbers a parameter."""
-    tensors = [*model.state_dict().values(), *guide.state_dict().values(), *guide.parameters()]
-    tensors += list(guide.parameters())
-    return sum(value.numel() * value.element_size() for value in tensors)
 
 
 def _validation_batches(

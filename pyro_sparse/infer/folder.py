@@ -22,7 +22,7 @@ from typing import Any
 
 from .checkpoint import State, checkpoint_file, load_checkpoint, write_checkpoint
 
-__all__ = ["RunFolder", "write_text"]
+__all__ = ["RunFolder", "read_json", "write_json", "write_text"]
 
 
 class RunFolder:
@@ -110,6 +110,16 @@ class RunFolder:
     def rewrite_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Bring metrics.jsonl to what the last checkpoint knows."""
         write_text(self.metrics, "".join(map(_line, history)))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step, see `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from pyro_sparse.modules import own_parameters
 
 from .elbo import ELBO
 
-__all__ = ["MemoryNeed", "available_memory", "check_memory", "memory_need"]
+__all__ = ["MemoryNeed", "available_memory", "check_memory", "kept_bytes", "memory_need"]
 
 OPTIMIZER_NUMBERS = 2
 """Numbers that an optimiser keeps a parameter: Adam's; momentum has one."""
@@ -80,6 +80,18 @@ class _Followed(TorchDispatchMode):
         self.now -= size
 
 
+def _kept_tensors(model: Any, guide: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """What is there from step to step, and the part of it that is trained."""
+    own = [*guide.parameters(), *guide.buffers(), *model.buffers()]
+    return own, [value for value in guide.parameters() if value.requires_grad]
+
+
+def kept_bytes(model: Any, guide: Any) -> tuple[int, int]:
+    """Bytes of model and guide, and of the optimiser's state: what a checkpoint holds, too."""
+    own, trained = (sum(value.nbytes for value in part) for part in _kept_tensors(model, guide))
+    return own, OPTIMIZER_NUMBERS * trained
+
+
 def memory_need(
     elbo: ELBO, model: Any, guide: Any, x: Tensor, y: Tensor, batch_size: int
 ) -> MemoryNeed:
@@ -96,8 +108,7 @@ def memory_need(
         x, y: examples, four if there are.
         batch_size: examples a batch.
     """
-    own = [*guide.parameters(), *guide.buffers(), *model.buffers()]
-    trained = [value for value in guide.parameters() if value.requires_grad]
+    own, trained = _kept_tensors(model, guide)
 
     def moments(examples: int) -> list[int]:
         with (
@@ -122,10 +133,10 @@ def memory_need(
         slope = max(0, (other - one) // (more - few)) if more > few else one // few
         lines.append((max(0, one - few * slope), slope))
     fixed, per_example = max(lines, key=lambda line: line[0] + batch_size * line[1])
+    parameters, optimizer = kept_bytes(model, guide)
     return MemoryNeed(
-        parameters=sum(value.numel() * value.element_size() for value in own),
-        optimizer=OPTIMIZER_NUMBERS
-        * sum(value.numel() * value.element_size() for value in trained),
+        parameters=parameters,
+        optimizer=optimizer,
         fixed=fixed,
         # The loader makes the next batch while this one is still there.
         per_example=per_example + 2 * (x[:1].nbytes + y[:1].nbytes),

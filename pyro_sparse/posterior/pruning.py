@@ -9,7 +9,6 @@ of one training instead.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from pyro_sparse.infer import (
     checkpoint_file,
     fit,
     lower_bound,
+    read_json,
     restore,
     schedules,
-    write_text,
+    write_json,
 )
 
 from .reduction import delta_evidence
@@ -121,7 +121,7 @@ def iterate(
     folder = None if out is None else Path(out)
     resume = resume and folder is not None
     if resume and folder is not None and (folder / "path.json").is_file():
-        path = [Pass(**one) for one in json.loads((folder / "path.json").read_text())]
+        path = [Pass(**one) for one in read_json(folder / "path.json")]
         done = checkpoint_file(folder / f"pass-{path[-1].number}")
         restore(done, posterior.model, posterior.guide, loader=loader)
     else:
@@ -154,7 +154,7 @@ def iterate(
         path.append(Pass(number, removed, left(), predicted, pruned, now, fitted.seconds))
         if folder is not None and (fabric is None or fabric.is_global_zero):
             entries = [dataclasses.asdict(one) for one in path]
-            write_text(folder / "path.json", json.dumps(entries, indent=2) + "\n")
+            write_json(folder / "path.json", entries)
     return path
 
 
