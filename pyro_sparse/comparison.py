@@ -161,16 +161,25 @@ def compare(
             "--resume"
         )
 
-    def loaded(settings: Settings) -> Dataset:
-        return load_data(settings, root, download) if isinstance(data, str) else data
+    known: dict[tuple[float, int, int], Dataset] = {}
 
-    first = loaded(next(iter(chosen.values())))
+    def loaded(settings: Settings) -> Dataset:
+        """The data of a run, read once for all entries that share them."""
+        if not isinstance(data, str):
+            return data
+        key = settings.validation, settings.split, settings.seed
+        if key not in known:
+            known[key] = load_data(settings, root, download)
+        return known[key]
+
     for one in chosen.values():
-        build(one, first)
+        build(one, loaded(one))
     # Reference pruners come last: their budget is what the others need.
     ordered = sorted(chosen, key=lambda label: _wants_budget(chosen[label]))
     summaries: list[dict[str, Any]] = []
     for offset in range(seeds):
+        if offset:
+            known.clear()  # of the seed before
         for label in ordered:
             one = dataclasses.replace(chosen[label], seed=chosen[label].seed + offset)
             if _wants_budget(one):
@@ -185,7 +194,7 @@ def compare(
             if progress:
                 title = label if label != one.model else zoo.find(one.model).title
                 print(title + (f", seed {one.seed}" if seeds > 1 else ""), flush=True)
-            dataset = first if offset == 0 else loaded(one)
+            dataset = loaded(one)
             try:
                 summary = run(one, out / place, dataset=dataset, resume=resume, progress=progress)
             except PruningError as error:

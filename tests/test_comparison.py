@@ -110,6 +110,29 @@ def test_the_table_has_means_errors_and_tests(compared):
     ]
 
 
+def test_data_are_those_of_each_entrys_settings_and_read_once_a_seed(monkeypatch, tmp_path):
+    read_for, trained_on = [], []
+    load, run = comparison.load_data, comparison.run
+
+    def noted_load(settings, *rest):
+        read_for.append((settings.validation, settings.seed))
+        return load(settings, *rest)
+
+    def noted_run(settings, out, *, dataset, **options):
+        whole = len(dataset.train) + len(dataset.validation)
+        share = len(dataset.validation) / whole
+        trained_on.append((settings.seed, settings.validation, round(share, 2)))
+        return run(settings, out, dataset=dataset, **options)
+
+    monkeypatch.setattr(comparison, "load_data", noted_load)
+    monkeypatch.setattr(comparison, "run", noted_run)
+    entries = ["dense", "ss-ig", "dense:validation=0.3"]
+    compare(entries, "digits", tmp_path, seeds=2, progress=False, measured=False, **TINY)
+    own = [(0.05, 0.05), (0.05, 0.05), (0.3, 0.3)]
+    assert trained_on == [(seed, *one) for seed in (0, 1) for one in own]
+    assert sorted(read_for) == [(0.05, 0), (0.05, 1), (0.3, 0), (0.3, 1)]
+
+
 def test_seeds_are_runs_that_can_be_read_back(compared):
     """A seed has its own validation part, so the bounds are those of its own training data."""
     out, result = compared
