@@ -40,6 +40,11 @@ def finish(process):
     return output
 
 
+def epochs_done(folder):
+    """Of pretraining, training and pruning passes."""
+    return sum(path.read_text().count("\n") for path in folder.rglob("metrics.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("kills", "epochs"),
     [
@@ -56,16 +61,20 @@ def test_it_ends_as_if_it_had_never_been_killed(kills, epochs, tmp_path, outcome
     startup = time.monotonic() - began
     finish(process)
     training = time.monotonic() - began - startup
+    total = epochs_done(tmp_path / "whole")
     out = tmp_path / "killed"
     moments = random.Random(0)
     lines, seen = [], set()
     for _ in range(kills):
+        # At most half of what is left, as the machine may have been slower before; often before
+        # the first epoch ends.
+        done = epochs_done(out)
+        most = done + (total - done) // 2
         process = start(out, *options, "--resume")
-        try:
-            # At most the whole run in all; often before the first epoch ends.
-            process.wait(moments.uniform(0, startup + training / kills))
-        except subprocess.TimeoutExpired:
-            process.kill()
+        moment = time.monotonic() + moments.uniform(0, startup + training / kills)
+        while time.monotonic() < moment and epochs_done(out) < most:
+            time.sleep(0.002)
+        process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
         metrics = sorted(out.rglob("metrics.jsonl"))
