@@ -9,6 +9,7 @@ first, and files are read and written by the first one only.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import inspect
 import logging
@@ -92,7 +93,14 @@ def launch(fabric: Fabric) -> None:
     if fabric.world_size > 1 and not torch.distributed.is_initialized():
         with _quiet():
             fabric.launch()
+        # A group whose threads still run when Python ends may abort the process, its work done.
+        atexit.register(_leave_group)
         fabric.barrier()
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
