@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 torch.set_num_threads(1)
+
+
+# A shell that starts its commands in the background has them ignore Ctrl-C, and so would the
+# processes that tests start: those of signals need Python's own handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
