@@ -24,6 +24,7 @@ from .families import (
     LogNormalFamily,
     NormalFamily,
     SpikeSlabRows,
+    check_variance,
 )
 
 __all__ = ["GroupGuide", "Reducible", "SpikeSlabGuide"]
@@ -58,6 +59,8 @@ class GroupGuide(LocalPyroModule):
     :param model: the model to match; its network's weights are the initial locations.
     """
 
+    inclusion_draws = "batch"
+
     def __init__(self, model: SparseModel) -> None:
         super().__init__()
         self._groups = tuple(model.layers)
@@ -78,15 +81,14 @@ class GroupGuide(LocalPyroModule):
     ) -> None:
         """Gaussian families around the network's own rows, for guides that have them.
 
-        :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight).
+        :param variance: kind of the scales, see :class:`~.families.GaussianRows`.
         :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a
             unit of any layer starts with the same KL, see :func:`balanced_scales`.
         :param prunable: makes the family of a layer that may be pruned from its rows and their
             initial σ; Gaussian as the others by default.
         :raises ValueError: for an unknown option or a number out of range.
         """
-        if variance not in ("tied", "full"):
-            raise ValueError(f"expected variance 'tied' or 'full', got {variance!r}")
+        check_variance(variance)
         if initial_scale != "balanced" and not (
             isinstance(initial_scale, int | float) and 0 < initial_scale < math.inf
         ):
@@ -131,8 +133,14 @@ class GroupGuide(LocalPyroModule):
 
     def sample_rows(self, group: Group, family: nn.Module) -> None:
         # Marks the sites that local reparameterisation may replace (see infer).
+        alone = not group.shared
+        by_example = alone and group.prunable and self.inclusion_draws == "example"
         self.sample_units(
-            f"{group.name}.rows", group.name, family, local_reparameterisation=not group.shared
+            f"{group.name}.rows",
+            group.name,
+            family,
+            local_reparameterisation=alone,
+            by_example=by_example,
         )
 
     def sample_rest(self) -> None:
@@ -282,13 +290,18 @@ class SpikeSlabGuide(GroupGuide):
 
     as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer.
 
-    :param variance: ``"tied"`` (σ_ji = u_j v_i) or ``"full"`` (one a weight; the papers' family).
+    :param variance: ``"tied"`` (σ_ji = u_j v_i), ``"row"`` (one a unit), ``"rank-K"`` or ``"full"``
+        (one a weight; the papers' family), see :class:`~.families.GaussianRows`.
     :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
         of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
     :param initial_inclusion: initial γ of every unit.
     :param inclusion: gradient estimator of the inclusions, ``"straight-through"``, ``"soft"`` or
         ``"score"`` (unbiased), see :func:`~pyro_sparse.guides.families.spike_and_slab`.
     :param temperature: of the binary-concrete relaxation.
+    :param inclusion_draws: ``"batch"``: one draw of a unit's inclusion for the whole batch;
+        ``"example"``: one an example, in :class:`pyro_sparse.infer.ELBO` with local
+        reparameterisation (stock Pyro draws one for the batch), with ``inclusion`` other than
+        ``"score"``. Layers that are applied more than once have one for the batch.
     :raises ValueError: for an unknown option or a number out of range.
     """
 
@@ -301,8 +314,19 @@ class SpikeSlabGuide(GroupGuide):
         initial_inclusion: float = 0.99,
         inclusion: str = "straight-through",
         temperature: float = 0.5,
+        inclusion_draws: str = "batch",
     ) -> None:
         super().__init__(model)
+        if inclusion_draws not in ("batch", "example"):
+            raise ValueError(
+                f"expected inclusion_draws 'batch' or 'example', got {inclusion_draws!r}"
+            )
+        if inclusion_draws == "example" and inclusion == "score":
+            raise ValueError(
+                "the score-function estimator needs one draw of the inclusions for the batch; pass "
+                "inclusion_draws='batch', or inclusion='straight-through' or 'soft'"
+            )
+        self.inclusion_draws = inclusion_draws
         if inclusion not in ("straight-through", "soft", "score"):
             raise ValueError(
                 f"expected inclusion 'straight-through', 'soft' or 'score', got {inclusion!r}"

@@ -12,7 +12,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
+from pyro_sparse.distributions import (
+    LogScaleNormal,
+    RelaxedSpikeAndSlab,
+    SpikeAndSlab,
+    TiedNormal,
+)
 
 __all__ = [
     "GammaFamily",
@@ -44,32 +49,73 @@ def spike_and_slab(
     )
 
 
+def check_variance(variance: str) -> int:
+    """The rank of a factorised variance, 0 for ``"full"``.
+
+    ``"tied"`` and ``"row"`` have rank 1, ``"rank-K"`` has K.
+
+    :raises ValueError: for another kind.
+    """
+    if variance in ("tied", "row", "full"):
+        return int(variance != "full")
+    kind, _, rank = variance.partition("-")
+    if kind == "rank" and rank.isdecimal() and int(rank) >= 1:
+        return int(rank)
+    raise ValueError(
+        f"expected variance 'tied', 'row', 'full' or 'rank-K' with K of 1 or more, got {variance!r}"
+    )
+
+
 class GaussianRows(nn.Module):
-    """Independent Gaussians on a layer's rows ``(units, row length)``.
+    r"""Independent Gaussians on a layer's rows ``(units, row length)``.
+
+    ``"full"``
+        A scale :math:`σ_{ji}` for every weight.
+    ``"tied"``
+        :math:`σ_{ji} = u_j v_i`, the k-tied normal of Swiatkowski et al. (ICML 2020) with k = 1.
+    ``"rank-K"``
+        :math:`σ_{ji}² = Σ_{r=1}^K u_{jr}² v_{ri}²`; see
+        :class:`~pyro_sparse.distributions.TiedNormal`.
+    ``"row"``
+        :math:`σ_{ji} = u_j`, one a unit.
 
     :param rows: initial locations.
-    :param variance: ``"full"``: a scale for every weight; ``"tied"``: σ_ji = u_j v_i, the k-tied
-        normal of Swiatkowski et al. (ICML 2020) with k = 1.
+    :param variance: one of these.
     :param scale: initial standard deviation of every weight.
     """
+
+    column_log_scale: Tensor
 
     def __init__(self, rows: Tensor, variance: str, scale: float) -> None:
         super().__init__()
         self.loc = nn.Parameter(rows.detach().clone())
-        self.tied = variance == "tied"
-        if self.tied:
-            # The scale is split evenly between both factors.
-            start = 0.5 * math.log(scale)
-            self.row_log_scale = nn.Parameter(torch.full_like(rows[:, 0], start))
-            self.column_log_scale = nn.Parameter(torch.full_like(rows[0], start))
-        else:
+        rank = check_variance(variance)
+        self.variance_kind = variance
+        units, length = rows.shape
+        if not rank:
             self.log_scale = nn.Parameter(torch.full_like(rows, math.log(scale)))
+        elif variance == "row":
+            self.row_log_scale = nn.Parameter(rows.new_full((units,), math.log(scale)))
+            self.register_buffer("column_log_scale", rows.new_zeros(length), persistent=False)
+        else:
+            # The scale is split evenly between both factors.
+            start = 0.5 * (math.log(scale) - 0.5 * math.log(rank))
+            shape = (rank,) if variance.startswith("rank") else ()
+            self.row_log_scale = nn.Parameter(rows.new_full((units, *shape), start))
+            self.column_log_scale = nn.Parameter(rows.new_full((*shape, length), start))
+            if shape:
+                # Terms that start alike have the same gradient, and stay alike for ever.
+                position = (torch.arange(length) + 0.5) / length
+                waves = 0.5 * torch.cos(math.pi * torch.arange(rank).unsqueeze(1) * position)
+                waves = waves - 0.5 * (2 * waves).exp().mean(0).log()
+                with torch.no_grad():
+                    self.column_log_scale += waves.to(rows)
 
     def slab(self) -> TorchDistributionMixin:
         """Batch shape ``(units,)``, event shape ``(row length,)``."""
-        if self.tied:
-            return TiedNormal(self.loc, self.row_log_scale.exp(), self.column_log_scale.exp())
-        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        if self.variance_kind == "full":
+            return LogScaleNormal(self.loc, self.log_scale).to_event(1)
+        return TiedNormal.from_logs(self.loc, self.row_log_scale, self.column_log_scale)
 
     def forward(self) -> TorchDistributionMixin:
         return self.slab()

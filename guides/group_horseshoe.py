@@ -25,8 +25,9 @@ class GroupHorseshoe(HalfCauchyGuide):
     half-Cauchy scale. A unit that the data do not need has :math:`\tilde w_j` at its prior, which
     costs nothing, and pays about :math:`-\log ρ_j` nats for a scale ρ_j that silences it.
 
-    :param variance: ``"full"`` (one a weight; the paper's family) or ``"tied"`` (σ_ji = u_j v_i,
-        which holds units that are out above a KL of 0 where those that are in need other v_i).
+    :param variance: ``"full"`` (one a weight; the paper's family), ``"tied"`` (σ_ji = u_j v_i,
+        which holds units that are out above a KL of 0 where those that are in need other v_i), or
+        another of :class:`~pyro_sparse.guides.families.GaussianRows`.
     :param initial_scale: initial σ of every :math:`\tilde w_{ji}`, that is, relative to the unit's
         scale, or ``"balanced"``: by layer, see :func:`~pyro_sparse.guides.base.balanced_scales`.
     :param initial_unit_scale: initial median of every unit's scale :math:`s_l τ_j`, or ``"rows"``:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -15,24 +16,20 @@ from pyro_sparse.models import ReducibleGaussian as Model
 from pyro_sparse.models.base import positive
 
 from .base import GroupGuide, Reducible, key
-from .families import GammaFamily
+from .families import GammaFamily, GaussianRows
 
 __all__ = ["ReducibleGaussian"]
 
 
-class MeanFieldRows(nn.Module):
+class MeanFieldRows(GaussianRows):
     """Independent Gaussians on a layer's weights; the batch shape is ``(units, row length)``."""
 
-    def __init__(self, rows: Tensor, scale: float) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(rows.detach().clone())
-        self.log_scale = nn.Parameter(torch.full_like(rows, math.log(scale)))
-
     def forward(self) -> TorchDistributionMixin:
-        return dist.Normal(self.loc, self.log_scale.exp())
+        law: Any = self.slab()
+        return law.base_dist if self.variance_kind == "full" else dist.Normal(law.loc, law.scale)
 
     def variance(self) -> Tensor:
-        return (2 * self.log_scale).exp()
+        return self.slab().variance
 
 
 class JointRows(nn.Module):
@@ -102,6 +99,8 @@ class ReducibleGaussian(GroupGuide):
 
     with β the noise precision of a :class:`~pyro_sparse.likelihoods.Normal` likelihood.
 
+    :param variance: ``"full"`` (one a weight), or another of
+        :class:`~pyro_sparse.guides.families.GaussianRows`; the weights are independent in any case.
     :param initial_scale: initial σ of every weight.
     :param last_layer: ``"mean-field"``, or ``"joint"``: one Gaussian with a full covariance on all
         weights of the last layer, K·m numbers squared; affordable up to a few thousand weights.
@@ -111,7 +110,12 @@ class ReducibleGaussian(GroupGuide):
     prior_variance: Tensor
 
     def __init__(
-        self, model: Model, *, initial_scale: float = 0.1, last_layer: str = "mean-field"
+        self,
+        model: Model,
+        *,
+        variance: str = "full",
+        initial_scale: float = 0.1,
+        last_layer: str = "mean-field",
     ) -> None:
         super().__init__(model)
         positive(initial_scale=initial_scale)
@@ -127,8 +131,12 @@ class ReducibleGaussian(GroupGuide):
             )
         for group in self._groups:
             joint = group is last and last_layer == "joint"
-            family = JointRows if joint else MeanFieldRows
-            self.row_families[key(group)] = family(rows[group.name], initial_scale)
+            start = rows[group.name]
+            self.row_families[key(group)] = (
+                JointRows(start, initial_scale)
+                if joint
+                else MeanFieldRows(start, variance, initial_scale)
+            )
         if isinstance(model.likelihood, Normal) and self.noise_precision is not None:
             self.noise_precision = GammaFamily(model.likelihood.rate)
         self.register_buffer("prior_variance", model.prior_scale.square())

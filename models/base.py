@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -100,6 +101,7 @@ class SparseModel(LocalPyroModule):
                 f"trained ({listed}); remove them from the network"
             )
         self.graph = graph
+        self._laws: dict[str, Any] = {}
         self.example_shape = tuple(example.shape)
         self.prune_inputs = prune_inputs
         self.num_data = num_data
@@ -144,14 +146,45 @@ class SparseModel(LocalPyroModule):
     def row_shape(self, group: Group) -> torch.Size:
         return torch.Size((group.size, self.graph.row_length(group.name)))
 
+    def fixed_law(
+        self, site: str, make: Callable[[], TorchDistributionMixin]
+    ) -> TorchDistributionMixin:
+        """A prior without parents, made once: a step then neither builds nor looks at it.
+
+        It is made anew when a constant of the prior was moved, loaded or replaced, or when other
+        units are in.
+
+        :param site: its name.
+        :param make: makes it from the model's constants.
+        """
+        state = tuple((id(value), value._version) for value in self._constants())
+        kept = self._laws.get(site)
+        if kept is None or kept[0] != state:
+            kept = self._laws[site] = (state, make())
+        return kept[1]
+
+    def _constants(self) -> Iterator[Tensor]:
+        """The numbers of the prior and the support's masks."""
+        for module in (self, self.support):
+            yield from (value for value in module._buffers.values() if value is not None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["_laws"] = {}
+        return state
+
     def gaussian_rows(self, group: Group, scale: Tensor | None = None) -> Tensor:
         """``{group}.rows``: independent ``N(0, scale²)``; by default ``output_scale``, the prior
         of a layer that is never pruned.
         """
         scale = self.output_scale if scale is None else scale
-        prior = dist.Normal(torch.zeros_like(scale), scale).expand(self.row_shape(group))
-        law = self.support.law(group.name, prior.to_event(1))
-        return pyro.sample(f"{group.name}.rows", law.to_event(1))
+
+        def make() -> TorchDistributionMixin:
+            prior = dist.Normal(torch.zeros_like(scale), scale).expand(self.row_shape(group))
+            return self.support.law(group.name, prior.to_event(1)).to_event(1)
+
+        site = f"{group.name}.rows"
+        return pyro.sample(site, self.fixed_law(site, make))
 
     def input_gate(self) -> Tensor | None:
         """The gate on the input features, or None."""
@@ -178,7 +211,7 @@ class SparseModel(LocalPyroModule):
         with evaluating(self.net):
             gated = self.run(probe, rows, factor)
             parameters = self.graph.scale_columns(self.parameters_of(rows), "input", factor)
-            scaled = functional_call(self.net, parameters, (probe,))
+            scaled = functional_call(self.net, parameters, (probe,), tie_weights=False)
         if not torch.allclose(gated, scaled, rtol=1e-3, atol=1e-4 * float(gated.abs().max())):
             raise ValueError(
                 f"{type(self.net).__name__} does something to its input before the first layer "
@@ -200,7 +233,7 @@ class SparseModel(LocalPyroModule):
             x = self.graph.gate_inputs(x, gate)
         parameters = self.parameters_of(rows)
         with network_autocast(x.device):
-            output = functional_call(self.net, parameters, (x,))
+            output = functional_call(self.net, parameters, (x,), tie_weights=False)
         return output.to(self.output_scale.dtype)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -256,8 +289,13 @@ class SpikeSlabModel(SparseModel):
 
     def spike_and_slab_rows(self, group: Group) -> Tensor:
         r"""``{group}.rows``: :math:`z_j \tilde w_j`, :math:`\tilde w_j ∼ N(0, σ_0² I)`."""
-        zero = torch.zeros_like(self.slab_scale)
-        slab = dist.Normal(zero, self.slab_scale).expand(self.row_shape(group)).to_event(1)
-        logits = self.inclusion_logits[self._layer_index[group.name]].expand(group.size)
-        prior = self.support.law(group.name, SpikeAndSlab(logits=logits, slab=slab))
-        return pyro.sample(f"{group.name}.rows", prior.to_event(1))
+
+        def make() -> TorchDistributionMixin:
+            zero = torch.zeros_like(self.slab_scale)
+            slab = dist.Normal(zero, self.slab_scale).expand(self.row_shape(group)).to_event(1)
+            logits = self.inclusion_logits[self._layer_index[group.name]].expand(group.size)
+            prior = SpikeAndSlab(logits=logits, slab=slab)
+            return self.support.law(group.name, prior).to_event(1)
+
+        site = f"{group.name}.rows"
+        return pyro.sample(site, self.fixed_law(site, make))

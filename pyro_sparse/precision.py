@@ -12,16 +12,21 @@ from contextvars import ContextVar
 
 import torch
 
-__all__ = ["autocast_suspended", "network_autocast"]
+__all__ = ["autocast_enabled", "autocast_suspended", "network_autocast"]
 
 _SUSPENDED: ContextVar[torch.dtype | None] = ContextVar("suspended autocast", default=None)
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether operations on ``device`` choose their precision; not every device knows of that."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 @contextlib.contextmanager
 def autocast_suspended(device: torch.device) -> Iterator[None]:
     """Context without autocast on ``device``; `network_autocast` inside brings it back."""
     kind = device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if not autocast_enabled(device):
         yield
         return
     token = _SUSPENDED.set(torch.get_autocast_dtype(kind))

@@ -3,6 +3,7 @@
 from pyro_sparse.distributions import kl as kl
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
+from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
 from pyro_sparse.distributions.markov_chain import MarkovChain
 from pyro_sparse.distributions.normal_jeffreys import NormalJeffreys
 from pyro_sparse.distributions.spike_and_slab import RelaxedSpikeAndSlab, SpikeAndSlab
@@ -12,6 +13,7 @@ from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, 
 __all__ = [
     "HalfCauchyFactors",
     "JointNormal",
+    "LogScaleNormal",
     "LogUniform",
     "MarkovChain",
     "NormalJeffreys",

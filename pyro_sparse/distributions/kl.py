@@ -8,9 +8,11 @@ and tiny scales keep their gradients.
 from __future__ import annotations
 
 import math
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import MaskedDistribution
+from pyro.distributions import Normal as PyroNormal
 from pyro.distributions.inverse_gamma import InverseGamma as PyroInverseGamma
 from torch import Tensor
 from torch.distributions import (
@@ -26,17 +28,24 @@ from torch.distributions import (
     kl_divergence,
     register_kl,
 )
-from torch.nn.functional import logsigmoid, softplus
+from torch.distributions.kl import _kl_normal_normal as _kl_any_normals
+from torch.nn.functional import softplus
 
+from pyro_sparse.distributions.analytic import (
+    gate,
+    log_normal_gamma_kl,
+    normal_kl,
+    spike_and_slab_kl,
+    tied_rows_kl,
+)
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
+from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
 from pyro_sparse.distributions.markov_chain import MarkovChain
 from pyro_sparse.distributions.normal_jeffreys import NormalJeffreys
 from pyro_sparse.distributions.spike_and_slab import SpikeAndSlab
 from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
-
-_NORMAL_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
 
 
 @register_kl(SpikeAndSlab, SpikeAndSlab)
@@ -47,8 +56,8 @@ def _kl_spike_and_slab(p: SpikeAndSlab, q: SpikeAndSlab) -> Tensor:
             "KL between spike-and-slabs of different groups: event shape "
             f"{tuple(p.event_shape)} against {tuple(q.event_shape)}"
         )
-    slab = _gate(torch.sigmoid(p.logits), _kl_slabs(p.slab, q.slab))
-    return _kl_inclusion(p.logits, q.logits) + slab
+    slab = _kl_slabs(p.slab, q.slab).expand(p.logits.shape)
+    return spike_and_slab_kl(p.logits, q.logits.expand(p.logits.shape), slab)
 
 
 @register_kl(RelaxedBernoulli, Bernoulli)
@@ -57,28 +66,34 @@ def _kl_relaxed_bernoulli_bernoulli(p: RelaxedBernoulli, q: Bernoulli) -> Tensor
     return _kl_inclusion(p.logits, q.logits)
 
 
+@register_kl(PyroNormal, PyroNormal)
+def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
+    prior_scale = _centred_scale(q)
+    if prior_scale is not None and p.batch_shape == q.batch_shape:
+        return normal_kl(p.loc, *_log_and_scale(p), prior_scale)
+    return _kl_any_normals(p, q)
+
+
 @register_kl(TiedNormal, Independent)
 def _kl_tied_normal_independent_normal(p: TiedNormal, q: Independent) -> Tensor:
     normal = _row_normal(q)
     if normal is None:
         raise NotImplementedError(f"KL of a TiedNormal from {q!r}")
+    prior_scale = _centred_scale(normal)
+    if p.rank is None and prior_scale is not None:
+        return tied_rows_kl(p.loc, p.row_log_scale, p.column_log_scale, prior_scale)
     size = p.event_shape[0]
     precision = _unexpanded(normal.scale).square().reciprocal()
-    second_moment = p.row_scale.square() * _dot(p.column_scale.square(), precision, size)
-    squared_error = _dot((p.loc - normal.loc).square(), precision, size)
-    log_scale = size * p.row_scale.log() + p.column_scale.log().sum()
-    return 0.5 * (second_moment + squared_error - size) + _log_sum(normal.scale) - log_scale
+    moment = p.variance + (p.loc - normal.loc).square()
+    log_scale = p.log_scale_sums()
+    return 0.5 * (_dot(moment, precision, size) - size) + _log_sum(normal.scale) - log_scale
 
 
 @register_kl(TiedNormal, TiedNormal)
 def _kl_tied_normal_tied_normal(p: TiedNormal, q: TiedNormal) -> Tensor:
-    size = p.event_shape[0]
-    row_ratio = p.row_scale / q.row_scale
-    column_ratio = p.column_scale / q.column_scale
-    error = ((p.loc - q.loc) / q.column_scale).square().sum(-1) / q.row_scale.square()
-    second_moment = row_ratio.square() * column_ratio.square().sum()
-    log_ratio = size * row_ratio.log() + column_ratio.log().sum()
-    return 0.5 * (second_moment + error - size) - log_ratio
+    ratio = (p.variance + (p.loc - q.loc).square()) / q.variance
+    log_ratio = p.log_scale_sums() - q.log_scale_sums()
+    return 0.5 * (ratio.sum(-1) - p.event_shape[0]) - log_ratio
 
 
 @register_kl(JointNormal, Independent)
@@ -105,13 +120,13 @@ def _kl_joint_normal_independent_normal(p: JointNormal, q: Independent) -> Tenso
 @register_kl(LogNormal, Gamma)
 def _kl_log_normal_gamma(p: LogNormal, q: Gamma) -> Tensor:
     """-a log b + lgamma(a) - a m + b exp(m + s²/2) - log s - ½ log(2πe)."""
-    return _kl_log_normal(p.loc, p.scale, q.concentration, q.rate.log())
+    return log_normal_gamma_kl(p.loc, p.scale, q.concentration, q.rate.log())
 
 
 @register_kl(LogNormal, InverseGamma)
 def _kl_log_normal_inverse_gamma(p: LogNormal, q: InverseGamma) -> Tensor:
     """That of 1/x, which is log-normal with location -m, from the gamma."""
-    return _kl_log_normal(-p.loc, p.scale, q.concentration, q.rate.log())
+    return log_normal_gamma_kl(-p.loc, p.scale, q.concentration, q.rate.log())
 
 
 register_kl(LogNormal, PyroInverseGamma)(_kl_log_normal_inverse_gamma)
@@ -125,8 +140,8 @@ def _kl_log_normal_half_cauchy_factors(p: Independent, q: HalfCauchyFactors) -> 
     loc_a, loc_b = base.loc.unbind(-1)
     scale_a, scale_b = base.scale.unbind(-1)
     half = torch.full_like(q.scale, 0.5)
-    a = _kl_log_normal(loc_a, scale_a, half, -2 * q.scale.log())
-    b = _kl_log_normal(-loc_b, scale_b, half, torch.zeros_like(half))
+    a = log_normal_gamma_kl(loc_a, scale_a, half, -2 * q.scale.log())
+    b = log_normal_gamma_kl(-loc_b, scale_b, half, torch.zeros_like(half))
     return a + b
 
 
@@ -136,7 +151,7 @@ def _kl_markov_chain(p: MarkovChain, q: MarkovChain) -> Tensor:
     if p.event_shape != q.event_shape:
         raise ValueError(f"KL between chains of lengths {p.event_shape[0]} and {q.event_shape[0]}")
     before = p.log_marginals()[..., :-1, :].exp()
-    steps = _gate(before, _kl_inclusion(p.transition_logits, q.transition_logits))
+    steps = gate(before, _kl_inclusion(p.transition_logits, q.transition_logits))
     return _kl_inclusion(p.initial_logits, q.initial_logits) + steps.sum((-1, -2))
 
 
@@ -170,14 +185,8 @@ def _kl_from_uniform(p: TruncatedNormal, low: Tensor, high: Tensor) -> Tensor:
 
 def _kl_inclusion(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(Bernoulli ‖ Bernoulli) from logits; also where they are saturated or infinite."""
-    included = _gate(torch.sigmoid(p_logits), logsigmoid(p_logits) - logsigmoid(q_logits))
-    excluded = _gate(torch.sigmoid(-p_logits), logsigmoid(-p_logits) - logsigmoid(-q_logits))
-    return included + excluded
-
-
-def _gate(probability: Tensor, value: Tensor) -> Tensor:
-    """probability * value, and 0, in the gradient too, for probability 0 and an infinite value."""
-    return probability * torch.where(probability == 0, torch.zeros_like(value), value)
+    p_logits, q_logits = torch.broadcast_tensors(p_logits, q_logits)
+    return spike_and_slab_kl(p_logits, q_logits, torch.zeros_like(p_logits))
 
 
 def _kl_slabs(p: Distribution, q: Distribution) -> Tensor:
@@ -185,11 +194,19 @@ def _kl_slabs(p: Distribution, q: Distribution) -> Tensor:
     p_normal, q_normal = _row_normal(p), _row_normal(q)
     if p_normal is None or q_normal is None:
         return kl_divergence(p, q)
+    prior_scale = _centred_scale(q_normal)
+    if prior_scale is not None:
+        return normal_kl(p_normal.loc, *_log_and_scale(p_normal), prior_scale, by_row=True)
     size = p.event_shape[0]
     precision = _unexpanded(q_normal.scale).square().reciprocal()
     moment = p_normal.scale.square() + (p_normal.loc - q_normal.loc).square()
     log_ratio = _log_sum(q_normal.scale) - _log_sum(p_normal.scale)
     return 0.5 * (_dot(moment, precision, size) - size) + log_ratio
+
+
+def _log_and_scale(p: Normal) -> tuple[Tensor, Tensor]:
+    log_scale = p.log_scale if isinstance(p, LogScaleNormal) else p.scale.log()
+    return log_scale, p.scale.detach()
 
 
 def _row_normal(distribution: Distribution) -> Normal | None:
@@ -198,6 +215,24 @@ def _row_normal(distribution: Distribution) -> Normal | None:
         return None
     base = distribution.base_dist
     return base if isinstance(base, Normal) else None
+
+
+_CENTRED_SCALES: WeakKeyDictionary[Normal, float | None] = WeakKeyDictionary()
+
+
+def _centred_scale(normal: Normal) -> float | None:
+    """The one scale of normals that all have mean 0, where both are constants; None otherwise.
+
+    A prior is mostly that. Models keep theirs, so that looking at the numbers, which waits for a
+    device, is done once.
+    """
+    if normal not in _CENTRED_SCALES:
+        loc, scale = _unexpanded(normal.loc), _unexpanded(normal.scale)
+        constant = scale.numel() == 1 and not (loc.requires_grad or scale.requires_grad)
+        constant = constant and not loc.is_meta  # which has shapes only
+        centred = constant and not bool(loc.any())
+        _CENTRED_SCALES[normal] = float(scale) if centred else None
+    return _CENTRED_SCALES[normal]
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:
@@ -219,10 +254,3 @@ def _log_sum(scale: Tensor) -> Tensor:
     """Row sums of log(scale)."""
     logs = _unexpanded(scale).log()
     return logs.sum(-1) * (scale.shape[-1] // logs.shape[-1])
-
-
-def _kl_log_normal(loc: Tensor, scale: Tensor, shape: Tensor, log_rate: Tensor) -> Tensor:
-    """KL(LogNormal(loc, scale²) ‖ Gamma(shape, rate)); the product rate·E x stays in log space."""
-    log_mean = loc + 0.5 * scale.square()
-    cross = torch.lgamma(shape) - shape * (log_rate + loc) + (log_rate + log_mean).exp()
-    return cross - scale.log() - _NORMAL_ENTROPY

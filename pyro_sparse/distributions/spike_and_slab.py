@@ -14,8 +14,12 @@ from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
-from torch.distributions.utils import clamp_probs, lazy_property
+from torch.distributions.utils import lazy_property
 from torch.nn.functional import logsigmoid
+
+from pyro_sparse.distributions.analytic import straight_through
+from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
+from pyro_sparse.distributions.tied_normal import TiedNormal
 
 __all__ = ["RelaxedSpikeAndSlab", "SpikeAndSlab"]
 
@@ -128,7 +132,9 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
             logits = torch.logit(self.probs)
         logits = torch.as_tensor(logits, **like)
         try:
-            batch_shape = torch.broadcast_shapes(logits.shape, slab.batch_shape)
+            batch_shape = slab.batch_shape
+            if logits.shape != batch_shape:
+                batch_shape = torch.broadcast_shapes(logits.shape, batch_shape)
         except RuntimeError as error:
             raise ValueError(
                 f"{name}: inclusion of shape {tuple(logits.shape)} does not broadcast with the "
@@ -136,7 +142,7 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
                 f"{tuple(slab.event_shape)}); turn the entries of a group into an event with "
                 "slab.to_event(1)"
             ) from error
-        self.logits = logits.expand(batch_shape)
+        self.logits = logits if logits.shape == batch_shape else logits.expand(batch_shape)
         if probs is not None:
             self.probs = self.probs.expand(batch_shape)
         self.slab = slab if slab.batch_shape == batch_shape else slab.expand(batch_shape)
@@ -280,17 +286,17 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
         """Draws z alone, with a gradient in the logits; shape ``sample_shape + batch_shape``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        uniform = clamp_probs(uniform)
-        noisy = self.logits + uniform.log() - (-uniform).log1p()
-        soft = torch.sigmoid(noisy / self.temperature)
-        if not self.straight_through:
-            return soft
-        # The bracket is exactly 0 forward, so that z is exactly 0 or 1.
-        return (noisy > 0).to(soft.dtype) + (soft - soft.detach())
+        noise = torch.logit(uniform, torch.finfo(uniform.dtype).eps)
+        logits = self.logits.expand(shape)
+        return straight_through(logits, noise, self.temperature, self.straight_through)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        inclusion = self._per_event(self.rsample_inclusion(sample_shape))
-        return inclusion * self.slab.rsample(torch.Size(sample_shape))
+        inclusion, shape = self.rsample_inclusion(sample_shape), torch.Size(sample_shape)
+        slab: Any = self.slab
+        rows = slab.base_dist if isinstance(slab, Independent) else slab
+        if self.event_dim == 1 and isinstance(rows, LogScaleNormal | TiedNormal):
+            return rows.rsample(shape, inclusion)
+        return self._per_event(inclusion) * slab.rsample(shape)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         # The part of a fully reparameterised distribution, whatever z was made of.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,6 +96,22 @@ class Group:
     shared: bool = False
 
 
+class _Part(NamedTuple):
+    """Numbers of a parameter: slice ``number`` of a group's rows, its units first in ``shape``."""
+
+    group: str
+    number: int
+    shape: torch.Size
+    writer: ParameterSlice
+
+
+class _Places(NamedTuple):
+    """A parameter's parts, and its entries' places in them unless it is one part, in order."""
+
+    parts: list[_Part]
+    order: Tensor | None
+
+
 @dataclass(frozen=True)
 class Graph:
     """The groups of a network, in the order of its forward pass.
@@ -141,23 +158,34 @@ class Graph:
         return layout
 
     @functools.cached_property
-    def _parts(self) -> dict[str, list[tuple[str, int, int, ParameterSlice]]]:
-        """Where the numbers of every parameter stand: group, first and last column, slice."""
-        parts: dict[str, list[tuple[str, int, int, ParameterSlice]]] = {}
-        for name, columns in self._layout.items():
-            for start, stop, writer in columns:
-                parts.setdefault(writer.parameter, []).append((name, start, stop, writer))
-        return parts
+    def _widths(self) -> dict[str, tuple[int, list[int]]]:
+        """Units, and columns of every writer, by group."""
+        return {
+            name: (self[name].size, [stop - start for start, stop, _ in columns])
+            for name, columns in self._layout.items()
+        }
 
     @functools.cached_property
-    def _order(self) -> dict[str, Tensor]:
-        """For parameters in several parts or out of order: their entries' places in the parts."""
-        order = {}
-        for parameter, parts in self._parts.items():
-            if len(parts) > 1 or parts[0][3].index is not None:
-                entries = [part.entries(self[name].size) for name, _, _, part in parts]
-                order[parameter] = torch.cat(entries).argsort()
-        return order
+    def _places(self) -> dict[str, _Places]:
+        """Where the numbers of every parameter stand."""
+        parts: dict[str, list[_Part]] = {}
+        entries: dict[str, list[Tensor]] = {}
+        for name, columns in self._layout.items():
+            for number, (_, _, writer) in enumerate(columns):
+                shape = list(self.shapes[writer.parameter])
+                if shape:
+                    shape.pop(writer.dim)
+                    shape.insert(0, self[name].size * writer.block)
+                part = _Part(name, number, torch.Size(shape), writer)
+                parts.setdefault(writer.parameter, []).append(part)
+                entries.setdefault(writer.parameter, []).append(writer.entries(self[name].size))
+        places = {}
+        for parameter, found in parts.items():
+            order = None
+            if len(found) > 1 or found[0].writer.index is not None:
+                order = torch.cat(entries[parameter]).argsort()
+            places[parameter] = _Places(found, order)
+        return places
 
     def row_length(self, name: str) -> int:
         """Numbers in a row of group ``name``: weights, biases, scales and shifts of all writers."""
@@ -192,29 +220,29 @@ class Graph:
             in a group that is not given as well are left out.
         :raises ValueError: where a shape is another.
         """
+        columns = {}
         for name, value in rows.items():
-            expected = (self[name].size, self.row_length(name))
+            size, widths = self._widths[name]
+            expected = (size, sum(widths))
             if tuple(value.shape) != expected:
                 raise ValueError(
                     f"expected rows of shape {expected} (units, row length) for group {name!r}, "
                     f"got {tuple(value.shape)}"
                 )
+            columns[name] = value.split_with_sizes(widths, 1) if len(widths) > 1 else (value,)
         parameters = {}
-        for parameter, parts in self._parts.items():
-            if not all(name in rows for name, _, _, _ in parts):
+        for parameter, (parts, order) in self._places.items():
+            if not all(part.group in columns for part in parts):
                 continue
-            shape = list(self.shapes[parameter])
-            dim = parts[0][3].dim
-            if shape:
-                shape.insert(0, shape.pop(dim))
             values = []
-            for name, start, stop, writer in parts:
-                size = [self[name].size * writer.block, *shape[1:]] if shape else []
-                values.append(rows[name][:, start:stop].reshape(size))
+            for part in parts:
+                value = columns[part.group][part.number]
+                values.append(value if value.shape == part.shape else value.reshape(part.shape))
             value = values[0]
-            if parameter in self._order:
-                order = self._order[parameter].to(value.device)
+            if order is not None:
+                order = order.to(value.device)
                 value = torch.cat(values)[order] if len(values) > 1 else value[order]
+            dim = parts[0].writer.dim
             parameters[parameter] = value.movedim(0, dim) if dim else value
         for alias, name in self.aliases.items():
             if name in parameters:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyro
-import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
@@ -61,16 +60,14 @@ def broken_site(elbo: ELBO, model: Any, guide: Any, x: Tensor, y: Tensor) -> str
     if not bool(x.isfinite().all()):
         return "the batch of inputs is not finite"
     with own_parameters(model, guide), pyro.validation_enabled(False):
-        model_trace, guide_trace = elbo._get_trace(model, guide, (x, y), {})
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
-            continue
+        model_sites, guide_sites = elbo._get_trace(model, guide, (x, y), {})
+    for name, site in model_sites.items():
         terms: dict[str, Tensor] = {}
         if site["is_observed"]:
             terms["log-likelihood"] = site["fn"].log_prob(site["value"])
         else:
             terms["draw"] = site["value"]
-            terms["KL"] = _site_kl(site, guide_trace.nodes[name])
+            terms["KL"] = _site_kl(site, guide_sites[name])
         for term, value in terms.items():
             if not bool(value.isfinite().all()):
                 return f"the {term} of the site {name} is not finite"

@@ -8,84 +8,164 @@ Gaussian and independent of one another:
 Drawing :math:`a` rather than :math:`w` gives every example noise of its own, which lowers the
 gradient's variance, and the expected log-likelihood is the same: it is a sum over examples
 (Kingma, Salimans, Welling, NeurIPS 2015). With a tied variance σ_ji = u_j v_i the second product is
-a matrix–vector product.
+a matrix–vector product, :math:`u_j \\sqrt{Σ_i v_i² x_i²}`.
 
-It works on any network: the guide's rows are handed on as a :class:`GaussianRows` tensor that
+It works on any network: the guide's rows are handed on as a :class:`RandomRows` tensor that
 ``torch.nn.functional.linear`` understands. *Any other operation sees an ordinary weight draw*, so
 results stay unbiased: convolutions, and linear layers shared along a sequence, apply one weight to
 many positions, whose outputs are not independent. Nor are those of a layer that is applied twice:
 guides do not mark such rows.
 
-A multiplicative noise on units can likewise be drawn for every example: its sites then yield a
-:class:`GaussianRows` without variance whose multiplier has a row an example, and the layer's
-outputs are multiplied by it.
+A multiplier of units, an inclusion or a noise, multiplies the outputs of linear layers rather than
+their weights. It can be drawn for every example: then those of convolutions are multiplied, too.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import Independent, MaskedDistribution, Normal
+from pyro.distributions import Delta, Independent, MaskedDistribution, Normal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
+from pyro_sparse.precision import autocast_enabled
 
-__all__ = ["GaussianRows", "LocalReparameterisation"]
+__all__ = ["FullScale", "LocalReparameterisation", "RandomRows", "TiedScale"]
 
 
-class GaussianRows(Tensor):
+@dataclass(frozen=True)
+class FullScale:
+    """A standard deviation a weight, ``(units, row length)``."""
+
+    scale: Tensor
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Of some columns, ``(units, stop - start)``."""
+        return self.scale[:, start:stop]
+
+    def of_outputs(self, squares: Tensor, with_bias: bool) -> Tensor:
+        """Of a layer's outputs, ``(examples, units)``.
+
+        :param squares: of the inputs.
+        :param with_bias: whether the last column is the bias.
+        """
+        variance, width = self.scale.square(), squares.shape[1]
+        return _root(
+            F.linear(squares, variance[:, :width], variance[:, width] if with_bias else None)
+        )
+
+
+@dataclass(frozen=True)
+class TiedScale:
+    """Variances :math:`Σ_r u_{jr}² v_{ri}²`; vectors where there is one term.
+
+    rows:    log u, ``(units,)`` or ``(units, k)``
+    lengths: log v, ``(row length,)`` or ``(k, row length)``
+    """
+
+    rows: Tensor
+    lengths: Tensor
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Of some columns, ``(units, stop - start)``."""
+        lengths = self.lengths[..., start:stop]
+        if lengths.dim() == 1:
+            return (self.rows.unsqueeze(1) + lengths).exp()
+        return ((2 * self.rows).exp() @ (2 * lengths).exp()).sqrt()
+
+    def of_outputs(self, squares: Tensor, with_bias: bool) -> Tensor:
+        """Of a layer's outputs, ``(examples, units)``; see :class:`FullScale`."""
+        width = squares.shape[1]
+        lengths = torch.atleast_2d(2 * self.lengths).exp()
+        terms = F.linear(squares, lengths[:, :width], lengths[:, width] if with_bias else None)
+        rows = (2 * self.rows).exp()
+        return _root(terms * rows if rows.dim() == 1 else terms @ rows.T)
+
+
+class RandomRows(Tensor):
     r"""A random matrix, rows :math:`r_j (μ_j + σ_j ⊙ ε_j)`, that is sampled where it is used.
 
-    Slicing columns (``rows[:, a:b]``), reshaping all but the first axis and multiplying by one
-    number a row keep it random; ``F.linear`` on a matrix with one input an example samples its
-    output; every other operation draws the weights once and uses the draw from then on.
+    Slices and splits of columns (``rows[:, a:b]``), reshaping all but the first axis and
+    multiplying by one number a row keep it random; ``F.linear`` on a matrix with one input an
+    example samples its output; every other operation draws the weights once and uses the draw from
+    then on.
 
     A multiplier with a row an example multiplies the outputs of linear layers and convolutions, and
     inputs, example by example; every other operation sees the first example's, one draw for all.
 
-    loc:        ``(units, ...)``
-    variance:   ``(units, ...)``, or with tied variances the pair ``(units,)`` and ``(1, ...)``, or
-                None for 0
+    rows:       all locations, ``(units, row length)``
+    scale:      of all; None for 0, a point
+    columns:    first and last column that this tensor shows, in whatever shape
     multiplier: ``(units,)``, ``(examples, units)`` or None
     examples:   rows of the inputs whose outputs are sampled
     """
 
-    loc: Tensor
-    variance: Tensor | tuple[Tensor, Tensor] | None
+    rows: Tensor
+    scale: FullScale | TiedScale | None
+    columns: tuple[int, int]
     multiplier: Tensor | None
     examples: int
     _draw: Tensor | None
 
     @staticmethod
     def make(
-        loc: Tensor,
-        variance: Tensor | tuple[Tensor, Tensor] | None,
+        rows: Tensor,
+        scale: FullScale | TiedScale | None,
         multiplier: Tensor | None,
         examples: int,
-    ) -> GaussianRows:
-        rows = torch.Tensor._make_subclass(GaussianRows, loc.detach())
-        rows.loc, rows.variance, rows.multiplier = loc, variance, multiplier
-        rows.examples, rows._draw = examples, None
-        return rows
+    ) -> RandomRows:
+        shown = torch.Tensor._make_subclass(RandomRows, rows.detach())
+        shown.rows, shown.scale, shown.multiplier = rows, scale, multiplier
+        shown.columns = (0, rows.shape[1])
+        shown.examples, shown._draw = examples, None
+        return shown
 
-    def _with(self, loc: Tensor, change: Callable[[Tensor], Tensor]) -> GaussianRows:
-        """The same multiplier over a changed location and equally changed variances."""
-        if self.variance is None:
-            variance: Any = None
-        elif isinstance(self.variance, tuple):
-            variance = (self.variance[0], change(self.variance[1]))
-        else:
-            variance = change(self.variance)
-        return GaussianRows.make(loc, variance, self.multiplier, self.examples)
+    def _show(self, start: int, stop: int, shape: Sequence[int] | None = None) -> RandomRows:
+        """The same law's columns ``start`` to ``stop``, counted from the first of all."""
+        view = self.rows.detach()[:, start:stop]
+        view = view if shape is None else view.reshape(shape)
+        part = torch.Tensor._make_subclass(RandomRows, view)
+        part.rows, part.scale, part.multiplier = self.rows, self.scale, self.multiplier
+        part.columns = (start, stop)
+        part.examples, part._draw = self.examples, None
+        return part
+
+    def _times(self, multiplier: Tensor) -> RandomRows:
+        """The same columns of rows that are multiplied by ``multiplier``, too."""
+        own = self.multiplier
+        product = multiplier if own is None else own * multiplier
+        with torch._C.DisableTorchFunctionSubclass():
+            part = torch.Tensor._make_subclass(RandomRows, self.detach())
+        part.rows, part.scale, part.multiplier = self.rows, self.scale, product
+        part.columns, part.examples, part._draw = self.columns, self.examples, None
+        return part
+
+    @property
+    def loc(self) -> Tensor:
+        """Locations, in this tensor's shape."""
+        return self._part(self.rows)
+
+    def _part(self, matrix: Tensor) -> Tensor:
+        start, stop = self.columns
+        whole = stop - start == matrix.shape[1]
+        return (matrix if whole else matrix[:, start:stop]).reshape(self.shape)
 
     @property
     def by_example(self) -> bool:
         """Whether every example has a multiplier of its own."""
         return self.multiplier is not None and self.multiplier.dim() == 2
+
+    @property
+    def noise_on_units(self) -> bool:
+        """Whether it has no scale and one number a unit: nothing but a multiplier."""
+        return self.scale is None and self.rows.shape[1] == 1
 
     def draw(self) -> Tensor:
         """One draw of the weights; the same one each time."""
@@ -99,13 +179,11 @@ class GaussianRows(Tensor):
 
     def draw_unmultiplied(self) -> Tensor:
         """A draw of :math:`μ_j + σ_j ⊙ ε_j`."""
-        variance = self.variance
-        if variance is None:
-            return self.loc
-        if isinstance(variance, tuple):
-            rows, columns = variance
-            variance = rows.reshape(-1, *[1] * (self.loc.dim() - 1)) * columns
-        return self.loc + _root(variance) * torch.randn_like(self.loc)
+        loc = self.loc
+        if self.scale is None:
+            return loc
+        scale = self.scale.columns(*self.columns).reshape(loc.shape)
+        return torch.addcmul(loc, scale, torch.randn_like(loc))
 
     @classmethod
     def __torch_function__(
@@ -117,7 +195,7 @@ class GaussianRows(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
-        drawn = any(isinstance(value, GaussianRows) and value._draw is not None for value in args)
+        drawn = any(isinstance(value, RandomRows) and value._draw is not None for value in args)
         if rule is not None and not drawn and (not kwargs or func in _LAYERS):
             result = rule(*args, **kwargs)
             if result is not NotImplemented:
@@ -130,12 +208,12 @@ class GaussianRows(Tensor):
 
 def _drawn(value: Any) -> Any:
     """The value with every random matrix inside replaced by its draw."""
-    if isinstance(value, GaussianRows):
+    if isinstance(value, RandomRows):
         return value.draw()
     if isinstance(value, dict):
         return {key: _drawn(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and any(
-        isinstance(item, GaussianRows | list | tuple) for item in value
+        isinstance(item, RandomRows | list | tuple) for item in value
     ):
         return type(value)(_drawn(item) for item in value)
     return value
@@ -147,109 +225,245 @@ def _root(variance: Tensor) -> Tensor:
 
 
 def _getitem(rows: Any, index: Any) -> Any:
-    columns = (
-        isinstance(rows, GaussianRows)
-        and rows.loc.dim() == 2
-        and isinstance(index, tuple)
-        and len(index) == 2
-        and index[0] == slice(None)
-    )
-    if not columns:
+    if not (isinstance(rows, RandomRows) and isinstance(index, tuple) and len(index) == 2):
         return NotImplemented
-    if isinstance(index[1], int):
-        # One column, the bias: a vector over units.
-        if isinstance(rows.variance, tuple):
-            variance: Any = rows.variance[0] * rows.variance[1][0, index[1]]
-        else:
-            variance = None if rows.variance is None else rows.variance[index]
-        return GaussianRows.make(rows.loc[index], variance, rows.multiplier, rows.examples)
-    return rows._with(rows.loc[index], lambda part: part[index])
+    units, column = index
+    if units != slice(None) or rows.dim() != 2 or not isinstance(column, int | slice):
+        return NotImplemented
+    first, width = rows.columns[0], rows.columns[1] - rows.columns[0]
+    if isinstance(column, int):
+        place = first + range(width)[column]
+        return rows._show(place, place + 1, (len(rows),))
+    start, stop, step = column.indices(width)
+    return rows._show(first + start, first + stop) if step == 1 else NotImplemented
+
+
+def _split(rows: Any, sizes: Any, dim: int = 0) -> Any:
+    if rows.dim() != 2 or dim not in (1, -1):
+        return NotImplemented
+    stops = list(itertools.accumulate(sizes, initial=rows.columns[0]))
+    return tuple(rows._show(start, stop) for start, stop in itertools.pairwise(stops))
 
 
 def _reshape(rows: Any, *shape: Any) -> Any:
     size = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-    if not isinstance(rows, GaussianRows) or tuple(size)[:1] != (rows.loc.shape[0],):
+    if not isinstance(rows, RandomRows) or tuple(size)[:1] != (len(rows),):
         return NotImplemented
-    if tuple(size) == (rows.loc.shape[0],) and isinstance(rows.variance, tuple):
-        # A single column becomes a vector: the tied factors have no second axis to live on.
-        variance = rows.variance[0] * rows.variance[1].reshape(())
-        return GaussianRows.make(rows.loc.reshape(size), variance, rows.multiplier, rows.examples)
-    loc = rows.loc.reshape(size)
-    return rows._with(loc, lambda part: part.reshape(part.shape[0], *size[1:]))
+    return rows._show(*rows.columns, size)
 
 
 def _unsqueeze(rows: Any, dim: int) -> Any:
-    if dim not in (-1, rows.loc.dim()) or isinstance(rows.variance, tuple):
+    if dim not in (-1, rows.dim()):
         return NotImplemented
-    return _reshape(rows, *rows.loc.shape, 1)
+    return rows._show(*rows.columns, (*rows.shape, 1))
 
 
 def _multiply(left: Any, right: Any) -> Any:
-    rows, factor = (left, right) if isinstance(left, GaussianRows) else (right, left)
-    if isinstance(factor, GaussianRows):
-        # A multiplier without variance, one number a unit, joins the other's.
-        if rows.variance is None and rows.loc.numel() == rows.loc.shape[0]:
+    rows, factor = (left, right) if isinstance(left, RandomRows) else (right, left)
+    if isinstance(factor, RandomRows):
+        # A noise on units, one number a unit, joins the other's multiplier.
+        if rows.noise_on_units:
             rows, factor = factor, rows
-        if factor.variance is not None or factor.loc.numel() != factor.loc.shape[0]:
+        if not factor.noise_on_units:
             return NotImplemented
-        own = 1 if rows.multiplier is None else rows.multiplier
-        other = 1 if factor.multiplier is None else factor.multiplier
-        multiplier = own * (other * factor.loc.reshape(-1))
-        return GaussianRows.make(rows.loc, rows.variance, multiplier, rows.examples)
+        multiplier = factor.rows.reshape(-1)
+        own = factor.multiplier
+        return rows._times(multiplier if own is None else own * multiplier)
     if not isinstance(factor, Tensor):
         return NotImplemented
-    one_a_unit = (rows.loc.shape[0], *[1] * (rows.loc.dim() - 1))
+    units, one_a_unit = len(rows), (len(rows), *[1] * (rows.dim() - 1))
     if factor.shape == one_a_unit:
-        factor = factor.reshape(-1)
-        multiplier = factor if rows.multiplier is None else rows.multiplier * factor
-        return GaussianRows.make(rows.loc, rows.variance, multiplier, rows.examples)
-    if factor.shape == rows.loc.shape and not isinstance(rows.variance, tuple):
-        change = factor.square()
-        return rows._with(rows.loc * factor, lambda part: part * change)
-    if not rows.by_example or rows.variance is not None or rows.loc.shape != one_a_unit:
+        return rows._times(factor.reshape(-1))
+    if factor.shape == rows.shape and not isinstance(rows.scale, TiedScale):
+        flat, scale = factor.reshape(units, -1), rows.scale
+        if scale is not None:
+            scale = FullScale(scale.columns(*rows.columns) * flat)
+        product = RandomRows.make(
+            rows.loc.reshape(units, -1) * flat, scale, rows.multiplier, rows.examples
+        )
+        return product._show(*product.columns, factor.shape)
+    if not (rows.by_example and rows.noise_on_units):
         return NotImplemented
     assert rows.multiplier is not None
-    if factor.dim() == rows.loc.dim() and factor.shape[0] == rows.loc.shape[0]:
+    if factor.dim() == rows.dim() == 2 and len(factor) == units:
         # Ordinary rows times a noise on units.
-        return GaussianRows.make(factor * rows.loc, None, rows.multiplier, rows.examples)
-    if factor.dim() == rows.loc.dim() + 1 and len(factor) == rows.examples:
+        return RandomRows.make(factor * rows.rows, None, rows.multiplier, rows.examples)
+    if factor.dim() == rows.dim() + 1 and len(factor) == rows.examples:
         # A batch of inputs times a noise on their features or channels.
-        return factor * (rows.multiplier.reshape(rows.examples, *rows.loc.shape) * rows.loc)
+        noise = rows.multiplier * rows.rows.reshape(-1)
+        return factor * noise.reshape(rows.examples, *rows.shape)
     return NotImplemented
 
 
-def _bias_fits(bias: Any, weight: GaussianRows) -> bool:
+def _bias_fits(bias: Any, weight: RandomRows) -> bool:
     """Whether a bias is no random one, or one of the same rows."""
-    if not isinstance(bias, GaussianRows):
+    if not isinstance(bias, RandomRows):
         return True
-    return bias.multiplier is weight.multiplier and bias._draw is None
+    same = bias.multiplier is weight.multiplier and bias.rows is weight.rows
+    return same and bias._draw is None
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.linear's own
-    random_bias = isinstance(bias, GaussianRows)
     if (
-        not isinstance(weight, GaussianRows)
-        or isinstance(input, GaussianRows)
+        not isinstance(weight, RandomRows)
+        or isinstance(input, RandomRows)
         or not _bias_fits(bias, weight)
         or input.dim() != 2
         # More rows than examples are positions, which share one weight draw.
         or len(input) != weight.examples
     ):
         return NotImplemented
-    output = F.linear(input, weight.loc, bias.loc if random_bias else None)
-    if weight.variance is not None:
-        squares = input.square()
-        if isinstance(weight.variance, tuple):
-            rows, columns = weight.variance
-            variance = torch.outer(squares @ columns[0], rows)
-            if random_bias:
-                variance = variance + bias.variance
-        else:
-            variance = F.linear(squares, weight.variance, bias.variance if random_bias else None)
-        output = output + _root(variance) * torch.randn_like(output)
-    if weight.multiplier is not None:
-        output = output * weight.multiplier
-    return output if bias is None or random_bias else output + bias
+    rows, scale, multiplier = weight.rows, weight.scale, weight.multiplier
+    width, of_rows = input.shape[1], isinstance(bias, RandomRows)
+    parts = (weight, bias) if of_rows else (weight,)
+    if not (
+        weight.columns == (0, width)
+        and rows.shape[1] == width + of_rows
+        and (not of_rows or bias.columns == (width, width + 1))
+    ):
+        # Rows of more than one layer: those of this one, the bias last.
+        rows = torch.cat([part.loc.reshape(len(rows), -1) for part in parts], 1)
+        if isinstance(scale, FullScale):
+            scale = FullScale(torch.cat([scale.columns(*part.columns) for part in parts], 1))
+        elif scale is not None:
+            lengths = [scale.lengths[..., slice(*part.columns)] for part in parts]
+            scale = TiedScale(scale.rows, torch.cat(lengths, -1))
+    if scale is not None and autocast_enabled(rows.device):
+        # The products in lower precision; the scales, which may be tiny, in their own.
+        output = F.linear(input, rows[:, :width], rows[:, width] if of_rows else None)
+        with torch.autocast(rows.device.type, enabled=False):
+            spread = scale.of_outputs(input.to(rows.dtype).square(), of_rows)
+            output = output + (spread * torch.randn_like(spread)).to(output.dtype)
+            output = output if multiplier is None else output * multiplier.to(output.dtype)
+    elif scale is None:
+        output = F.linear(input, rows[:, :width], rows[:, width] if of_rows else None)
+        output = output if multiplier is None else output * multiplier.to(output.dtype)
+    elif isinstance(scale, FullScale):
+        output = _FullLinear.apply(input, rows, scale.scale, multiplier)
+    elif scale.lengths.dim() == 1:
+        output = _TiedLinear.apply(input, rows, scale.rows, scale.lengths, multiplier)
+    else:
+        output = F.linear(input, rows[:, :width], rows[:, width] if of_rows else None)
+        spread = scale.of_outputs(input.square(), of_rows)
+        output = torch.addcmul(output, spread, torch.randn_like(spread))
+        output = output if multiplier is None else output * multiplier
+    return output if bias is None or of_rows else output + bias
+
+
+class _SampledLinear(Function):
+    """Outputs ``gate · (x μᵀ + scale(x) ⊙ ε)`` of a linear layer, in as few passes as there can be.
+
+    Subclasses say what the scale is. Everything of size examples × units or of the weights' is
+    touched a small, fixed number of times, where autograd would keep and revisit each step. Where
+    rows are one longer than the inputs, the bias is last.
+    """
+
+    @staticmethod
+    def product(x: Tensor, rows: Tensor) -> Tensor:
+        width = x.shape[1]
+        if rows.shape[1] == width:
+            return x.mm(rows.T)
+        return torch.addmm(rows[:, width], x, rows[:, :width].T)
+
+    @staticmethod
+    def by_rows(gradient: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+        width = x.shape[1]
+        if rows.shape[1] == width:
+            return gradient.T.mm(x)
+        value = torch.empty_like(rows)
+        torch.mm(gradient.T, x, out=value[:, :width])
+        value[:, width] = gradient.sum(0)
+        return value
+
+    @staticmethod
+    def ungated(
+        ctx: Any, gradient: Tensor, gate: Tensor | None, output: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradient before the gate, and the gate's."""
+        if gate is None:
+            return gradient, None
+        by_gate = None
+        if ctx.needs_input_grad[-1]:
+            by_gate = gradient * output
+            by_gate = by_gate.sum(0) if gate.dim() == 1 else by_gate
+        return gradient * gate, by_gate
+
+
+class _TiedLinear(_SampledLinear):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rows: Tensor,
+        row_log_scale: Tensor,
+        column_log_scale: Tensor,
+        gate: Tensor | None,
+    ) -> Tensor:
+        width = x.shape[1]
+        columns = (2 * column_log_scale).exp_()
+        variance = x.square().mv(columns[:width])
+        if len(columns) > width:
+            variance += columns[width]
+        scale = _root(variance).unsqueeze(1)
+        output = _SampledLinear.product(x, rows)
+        noise = torch.randn_like(output).mul_(row_log_scale.exp())
+        output.addcmul_(scale, noise)
+        ctx.save_for_backward(
+            x, rows, columns, scale, noise, gate, None if gate is None else output
+        )
+        return output if gate is None else output * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, rows, columns, scale, noise, gate, output = ctx.saved_tensors
+        gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
+        width = x.shape[1]
+        by_x = gradient.mm(rows[:, :width]) if ctx.needs_input_grad[0] else None
+        by_rows = _SampledLinear.by_rows(gradient, x, rows)
+        moved = noise * gradient  # by the scale, and, times it, by log u
+        by_variance = moved.sum(1).div_(scale.squeeze(1))  # twice that
+        by_row_scale = scale.T.mm(moved).squeeze(0)
+        by_column_scale = None
+        if ctx.needs_input_grad[3]:
+            by_column_scale = columns.clone()
+            by_column_scale[:width] *= x.square().T.mv(by_variance)
+            if len(columns) > width:
+                by_column_scale[width] *= by_variance.sum()
+        if by_x is not None:
+            by_x.addcmul_(x * columns[:width], by_variance.unsqueeze(1))
+        return by_x, by_rows, by_row_scale, by_column_scale, by_gate
+
+
+class _FullLinear(_SampledLinear):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, scale: Tensor, gate: Tensor | None) -> Tensor:
+        root = _SampledLinear.product(x.square(), scale.square())
+        root = root.clamp_min_(torch.finfo(root.dtype).tiny).sqrt_()
+        output = _SampledLinear.product(x, rows)
+        noise = torch.randn_like(output)
+        output.addcmul_(root, noise)
+        # Of the noise and the root, only their ratio is needed again.
+        ctx.save_for_backward(
+            x, rows, scale, noise.div_(root), gate, None if gate is None else output
+        )
+        return output if gate is None else output * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, rows, scale, ratio, gate, output = ctx.saved_tensors
+        gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
+        width = x.shape[1]
+        by_x = gradient.mm(rows[:, :width]) if ctx.needs_input_grad[0] else None
+        by_rows = _SampledLinear.by_rows(gradient, x, rows)
+        by_variance = gradient * ratio  # twice that of the variance
+        by_scale = None
+        if ctx.needs_input_grad[2]:
+            by_scale = _SampledLinear.by_rows(by_variance, x.square(), scale).mul_(scale)
+        if by_x is not None:
+            by_x.addcmul_(by_variance.mm(scale[:, :width].square()), x)
+        return by_x, by_rows, by_scale, by_gate
 
 
 def _convolution(function: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -260,15 +474,15 @@ def _convolution(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
     def rule(input: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
         if (
-            not isinstance(weight, GaussianRows)
-            or isinstance(input, GaussianRows)
+            not isinstance(weight, RandomRows)
+            or isinstance(input, RandomRows)
             or not weight.by_example
             or not _bias_fits(bias, weight)
-            or input.dim() != weight.loc.dim()
+            or input.dim() != weight.dim()
             or len(input) != weight.examples
         ):
             return NotImplemented
-        inside = bias.draw_unmultiplied() if isinstance(bias, GaussianRows) else None
+        inside = bias.draw_unmultiplied() if isinstance(bias, RandomRows) else None
         output = function(input, weight.draw_unmultiplied(), inside, *args, **kwargs)
         trailing = [1] * (output.dim() - 2)
         assert weight.multiplier is not None
@@ -282,6 +496,7 @@ def _convolution(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
 _RULES: dict[Any, Callable[..., Any]] = {
     Tensor.__getitem__: _getitem,
+    Tensor.split_with_sizes: _split,
     Tensor.reshape: _reshape,
     Tensor.unsqueeze: _unsqueeze,
     Tensor.mul: _multiply,
@@ -306,13 +521,14 @@ _METADATA = {
 
 
 class LocalReparameterisation(Messenger):
-    """Effect handler: marked guide sites yield `GaussianRows`.
+    """Effect handler: marked guide sites yield `RandomRows`.
 
-    Sites marked ``local_reparameterisation`` are rows that are Gaussian, or spike-and-slab with a
-    Gaussian slab; the inclusion is drawn once for the whole batch, by the guide's own distribution.
-    Mark only sites that the model uses in one place: two uses would be sampled independently.
+    Sites marked ``local_reparameterisation`` are rows that are a point, Gaussian, or spike-and-slab
+    with a Gaussian slab. Mark only sites that the model uses in one place: two uses would be
+    sampled independently.
 
-    Sites marked ``by_example`` are noises on units, drawn anew for every example.
+    Sites marked ``by_example`` have their inclusion drawn anew for every example, or, where they
+    are noises on units, the noise; others once for the whole batch, by the guide's own law.
 
     :param examples: size of the batch. Linear layers on as many rows have their outputs sampled.
     """
@@ -322,15 +538,22 @@ class LocalReparameterisation(Messenger):
         self.examples = examples
 
     def _pyro_sample(self, msg: Any) -> None:
+        infer = msg["infer"]
         if msg["value"] is not None:
             return
-        if msg["infer"].get("by_example"):
+        if infer.get("local_reparameterisation"):
+            value = self._rows(msg["fn"], infer.get("by_example", False))
+        elif infer.get("by_example"):
             draws = msg["fn"].rsample((self.examples,))
-            msg["value"] = GaussianRows.make(torch.ones_like(draws[0]), None, draws, self.examples)
-            msg["done"] = True
-        if not msg["infer"].get("local_reparameterisation"):
+            one = torch.ones_like(draws[0]).unsqueeze(1)
+            value = RandomRows.make(one, None, draws, self.examples).reshape(len(one))
+        else:
             return
-        law = msg["fn"]
+        if value is not None:
+            msg["value"], msg["done"] = value, True
+
+    def _rows(self, law: Any, by_example: bool) -> RandomRows | None:
+        """Rows of a law, or None where it needs an ordinary draw."""
         while isinstance(law, MaskedDistribution) or (
             isinstance(law, Independent) and not isinstance(law.base_dist, Normal)
         ):
@@ -339,16 +562,16 @@ class LocalReparameterisation(Messenger):
         if isinstance(law, SpikeAndSlab):
             if not isinstance(law, RelaxedSpikeAndSlab):
                 # The score-function estimator needs an ordinary draw of the joint law.
-                return
-            multiplier, law = law.rsample_inclusion(), law.slab
+                return None
+            multiplier = law.rsample_inclusion((self.examples,) if by_example else ())
+            law = law.slab
         if isinstance(law, TiedNormal):
-            variance: Any = (law.row_scale.square(), law.column_scale.square().unsqueeze(0))
-            loc = law.loc
-        elif isinstance(law, Independent) and isinstance(law.base_dist, Normal):
-            loc, variance = law.base_dist.loc, law.base_dist.scale.square()
-        elif isinstance(law, Normal):
-            loc, variance = law.loc, law.scale.square()
-        else:
-            return
-        msg["value"] = GaussianRows.make(loc, variance, multiplier, self.examples)
-        msg["done"] = True
+            scale: Any = TiedScale(law.row_log_scale, law.column_log_scale)
+            return RandomRows.make(law.loc, scale, multiplier, self.examples)
+        if isinstance(law, Independent):
+            law = law.base_dist
+        if isinstance(law, Normal):
+            return RandomRows.make(law.loc, FullScale(law.scale), multiplier, self.examples)
+        if isinstance(law, Delta) and law.v.dim() == 2:
+            return RandomRows.make(law.v, None, multiplier, self.examples)
+        return None

@@ -59,7 +59,8 @@ def test_gradients(tied: TiedNormal) -> None:
     ("loc", "row", "column", "message"),
     [
         ((3, 4), (3,), (5,), r"column_scale \(5,\)"),
-        ((3, 4), (3,), (3, 4), "column_scale"),
+        ((3, 4), (3,), (2, 3, 4), "column_scale"),
+        ((3, 4), (3,), (2, 4), r"rank 2 needs row_scale \(..., 2\)"),
         ((3, 4), (2,), (4,), "broadcast with the rows"),
     ],
 )

@@ -60,7 +60,7 @@ def numbers(family):
 
 def gaussian_kl(family, prior=1.0):
     loc = family.loc.detach().numpy()
-    if family.tied:
+    if family.variance_kind == "tied":
         scale = (family.row_log_scale.unsqueeze(-1) + family.column_log_scale).exp()
     else:
         scale = family.log_scale.exp()
@@ -487,12 +487,12 @@ def test_inputs_that_the_first_layer_does_not_read(cls):
 @pytest.mark.parametrize(
     ("cls", "options", "message"),
     [
-        (models.GroupHorseshoe, {"variance": "diagonal"}, "'tied' or 'full'"),
+        (models.GroupHorseshoe, {"variance": "diagonal"}, "'tied', 'row', 'full' or 'rank-K'"),
         (models.GroupHorseshoe, {"initial_scale": 0.0}, "positive initial_scale"),
         (models.GroupHorseshoe, {"initial_unit_scale": "ones"}, "initial_unit_scale or 'rows'"),
         (models.GroupHorseshoe, {"initial_unit_scale": -1.0}, "initial_unit_scale or 'rows'"),
         (models.GroupHorseshoe, {"initial_log_scale": 0.0}, "initial_log_scale"),
-        (models.GroupNormalJeffreys, {"variance": "diagonal"}, "'tied' or 'full'"),
+        (models.GroupNormalJeffreys, {"variance": "diagonal"}, "'tied', 'row', 'full' or 'rank-K'"),
         (models.GroupNormalJeffreys, {"scale_draws": "unit"}, "'batch' or 'example', got 'unit'"),
         (models.GroupNormalJeffreys, {"initial_unit_scale": 0.0}, "initial_unit_scale"),
     ],

@@ -53,7 +53,7 @@ def rows_kl(guide):
     total = 0.0
     for group, family in guide.layers():
         loc = family.loc.detach().numpy()
-        if family.tied:
+        if family.variance_kind == "tied":
             log_scale = family.row_log_scale.unsqueeze(-1) + family.column_log_scale
         else:
             log_scale = family.log_scale

@@ -252,7 +252,7 @@ def test_state_dict_round_trip(cls):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variance": "diagonal"}, "'tied' or 'full', got 'diagonal'"),
+        ({"variance": "diagonal"}, "'tied', 'row', 'full' or 'rank-K'.*got 'diagonal'"),
         ({"inclusion": "gumbel"}, "'straight-through', 'soft' or 'score', got 'gumbel'"),
         ({"initial_scale": 0.0}, "positive initial_scale"),
         ({"initial_scale": float("nan")}, "positive initial_scale"),

@@ -323,7 +323,7 @@ def test_with_the_tails_in_order_large_rows_are_in():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"variance": "half"}, "'tied' or 'full'"),
+        ({"variance": "half"}, "'tied', 'row', 'full' or 'rank-K'"),
         ({"initial_scale": "even"}, "'balanced'"),
         ({"initial_scale": -1.0}, "initial_scale"),
         ({"update_every": 0}, "update_every"),

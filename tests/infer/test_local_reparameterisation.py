@@ -11,46 +11,88 @@ from torch import Tensor, nn
 
 from pyro_sparse import guides, models, nets
 from pyro_sparse.infer import ELBO, LocalReparameterisation
-from pyro_sparse.infer.local_reparameterisation import GaussianRows
+from pyro_sparse.infer.local_reparameterisation import FullScale, RandomRows, TiedScale
 from pyro_sparse.modules import own_parameters
 
 UNITS, LENGTH, EXAMPLES = 4, 6, 5
 
 
-@pytest.fixture(params=["tied", "full"])
-def rows(request) -> GaussianRows:
-    loc = torch.randn(UNITS, LENGTH).double()
-    variance = torch.rand(UNITS, LENGTH).double()
-    if request.param == "tied":
-        variance = (torch.rand(UNITS).double(), torch.rand(1, LENGTH).double())
-    return GaussianRows.make(loc, variance, None, EXAMPLES)
+@pytest.fixture(params=["tied", "rank", "full", "point"])
+def rows(request) -> RandomRows:
+    return make_rows(request.param, torch.float64, requires_grad=False)[0]
 
 
-def moments(rows: GaussianRows) -> tuple[Tensor, Tensor]:
+def make_rows(
+    kind: str, dtype: torch.dtype, requires_grad: bool = True
+) -> tuple[RandomRows, list[Tensor]]:
+    """Rows, and their parameters."""
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=dtype).requires_grad_(requires_grad)
+
+    loc = leaf(UNITS, LENGTH)
+    parameters = {
+        "tied": [leaf(UNITS), leaf(LENGTH)],
+        "rank": [leaf(UNITS, 2), leaf(2, LENGTH)],
+        "full": [leaf(UNITS, LENGTH)],
+        "point": [],
+    }[kind]
+    scale: FullScale | TiedScale | None = None
+    if kind == "full":
+        scale = FullScale(parameters[0].exp())
+    elif parameters:
+        scale = TiedScale(*parameters)
+    return RandomRows.make(loc, scale, None, EXAMPLES), [loc, *parameters]
+
+
+def moments(rows: RandomRows) -> tuple[Tensor, Tensor]:
     """Mean and variance as ordinary tensors."""
-    variance = rows.variance
-    if isinstance(variance, tuple):
-        variance = variance[0].reshape(-1, *[1] * (rows.loc.dim() - 1)) * variance[1]
+    variance = torch.zeros(rows.shape).double()
+    if isinstance(rows.scale, TiedScale):
+        factors, lengths = (2 * rows.scale.rows).exp(), (2 * rows.scale.lengths).exp()
+        if factors.dim() == 1:
+            factors, lengths = factors.unsqueeze(1), lengths.unsqueeze(0)
+        variance = (factors @ lengths)[:, slice(*rows.columns)].reshape(rows.shape)
+    elif rows.scale is not None:
+        variance = rows.scale.scale[:, slice(*rows.columns)].square().reshape(rows.shape)
     factor = torch.ones(UNITS).double() if rows.multiplier is None else rows.multiplier
-    factor = factor.reshape(-1, *[1] * (rows.loc.dim() - 1))
+    factor = factor.reshape(-1, *[1] * (rows.dim() - 1))
     return rows.loc * factor, variance * factor.square()
 
 
-def assert_same(rows: GaussianRows, mean: Tensor, variance: Tensor) -> None:
-    assert type(rows) is GaussianRows
+def assert_same(rows: RandomRows, mean: Tensor, variance: Tensor) -> None:
+    assert type(rows) is RandomRows
     assert rows.shape == mean.shape
     torch.testing.assert_close(moments(rows), (mean, variance))
 
 
 class TestOperations:
     @pytest.mark.parametrize(
-        "index", [slice(0, 4), slice(2, None), slice(5, 6), 5, -1, [0, 3]], ids=str
+        "index", [slice(0, 4), slice(2, None), slice(5, 6), slice(-2, None), 5, -1], ids=str
     )
     def test_columns(self, rows, index):
         mean, variance = moments(rows)
         assert_same(rows[:, index], mean[:, index], variance[:, index])
 
-    @pytest.mark.parametrize("index", [0, slice(1, 3), (slice(1, 3), 0), (0, 0)], ids=str)
+    def test_columns_of_columns(self, rows):
+        mean, variance = moments(rows)
+        inner, last = rows[:, 1:].split_with_sizes([3, 2], 1)
+        assert_same(inner[:, 1:], mean[:, 2:4], variance[:, 2:4])
+        assert_same(last[:, -1], mean[:, 5], variance[:, 5])
+        assert_same(inner.reshape(UNITS, 3, 1), mean[:, 1:4, None], variance[:, 1:4, None])
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            0,
+            slice(1, 3),
+            (slice(1, 3), 0),
+            (0, 0),
+            (slice(None), [0, 3]),
+            (slice(None), slice(0, 5, 2)),
+        ],
+        ids=str,
+    )
     def test_other_slices_are_of_one_draw(self, rows, index):
         torch.testing.assert_close(rows[index], rows.draw()[index])
         assert type(rows[index]) is Tensor
@@ -77,8 +119,16 @@ class TestOperations:
         both = first * second
         assert_same(rows * first * second, mean * both, variance * both.square())
 
+    def test_one_factor_a_weight(self, rows):
+        factor = torch.rand(UNITS, LENGTH).double()
+        product, (mean, variance) = rows * factor, moments(rows)
+        if isinstance(rows.scale, TiedScale):  # no longer one
+            torch.testing.assert_close(product, rows.draw() * factor)
+        else:
+            assert_same(product, mean * factor, variance * factor.square())
+
     def test_other_products_are_of_one_draw(self, rows):
-        for factor in (2.0, torch.rand(LENGTH).double(), torch.rand(UNITS, LENGTH).double()):
+        for factor in (2.0, torch.rand(LENGTH).double(), torch.rand(2, UNITS, LENGTH).double()):
             torch.testing.assert_close(rows * factor, rows.draw() * factor)
         torch.testing.assert_close(rows * rows, rows.draw().square())
         one = torch.rand(UNITS, 1).double()
@@ -106,13 +156,11 @@ class TestOperations:
 
     def test_draws_have_the_moments(self, rows):
         mean, variance = moments(rows)
-        make = GaussianRows.make
-        draws = torch.stack(
-            [make(rows.loc, rows.variance, None, EXAMPLES).draw() for _ in range(2000)]
-        )
+        draws = torch.stack([rows.reshape(rows.shape).draw().detach() for _ in range(2000)])
         standard_error = (variance / len(draws)).sqrt()
-        assert ((draws.mean(0) - mean).abs() < 5 * standard_error).all()
-        assert ((draws.var(0) / variance - 1).abs() < 5 * math.sqrt(2 / len(draws))).all()
+        assert ((draws.mean(0) - mean).abs() <= 5 * standard_error + 1e-12).all()
+        error = 5 * math.sqrt(2 / len(draws)) * variance
+        assert ((draws.var(0) - variance).abs() <= error + 1e-12).all()
 
     def test_repr_and_deepcopy(self, rows):
         assert "tensor(" in repr(rows)
@@ -163,20 +211,46 @@ class TestLinear:
         torch.testing.assert_close(F.conv2d(image, weight), F.conv2d(image, weight.draw()))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("tied", [True, False])
-    def test_gradients_are_finite_where_all_inputs_are_zero(self, tied, dtype):
-        loc = torch.randn(UNITS, LENGTH, dtype=dtype, requires_grad=True)
-        variance: Tensor | tuple = torch.rand(UNITS, LENGTH, dtype=dtype, requires_grad=True)
-        leaves = [loc, variance]
-        if tied:
-            variance = (torch.rand(UNITS, dtype=dtype, requires_grad=True),
-                        torch.rand(1, LENGTH, dtype=dtype, requires_grad=True))  # fmt: skip
-            leaves = [loc, *variance]
+    @pytest.mark.parametrize("kind", ["tied", "rank", "full", "point"])
+    def test_gradients_are_finite_where_all_inputs_are_zero(self, kind, dtype):
+        rows, leaves = make_rows(kind, dtype)
         x = torch.zeros(EXAMPLES, LENGTH, dtype=dtype, requires_grad=True)
-        output = F.linear(x, GaussianRows.make(loc, variance, None, EXAMPLES))
+        output = F.linear(x, rows)
         assert output.abs().max() < 1e-15
         for gradient in torch.autograd.grad(output.square().sum() + output.sum(), [x, *leaves]):
             assert gradient.isfinite().all()
+
+    @pytest.mark.parametrize("gate", ["none", "batch", "example"])
+    @pytest.mark.parametrize("bias", ["random", "none", "elsewhere"])
+    @pytest.mark.parametrize("kind", ["tied", "rank", "full", "point"])
+    def test_gradients_are_those_of_the_formula(self, kind, bias, gate):
+        """Also against autograd through the composition that mixed precision uses."""
+        torch.manual_seed(0)
+        rows, leaves = make_rows(kind, torch.float64)
+        width = LENGTH if bias == "none" else LENGTH - 1
+        x = torch.randn(EXAMPLES, width).double().requires_grad_()
+        leaves = [x, *leaves]
+        multiplier = None
+        if gate != "none":
+            shape = (UNITS,) if gate == "batch" else (EXAMPLES, UNITS)
+            multiplier = torch.randn(shape).double().requires_grad_()
+            leaves.append(multiplier)
+
+        def output(*_: Tensor) -> Tensor:
+            torch.manual_seed(1)
+            fresh = RandomRows.make(rows.rows, rows.scale, multiplier, EXAMPLES)
+            if kind == "full":
+                fresh.scale = FullScale(leaves[2].exp())
+            if bias == "elsewhere":  # rows of a layer that lie behind another's
+                return F.linear(x, fresh[:, 1:], fresh[:, 0])
+            return F.linear(x, fresh[:, :width], fresh[:, width] if bias == "random" else None)
+
+        assert torch.autograd.gradcheck(output, leaves)
+        fused = torch.autograd.grad(output().square().sum(), leaves)
+        with torch.autocast("cpu", torch.bfloat16):
+            composed = torch.autograd.grad(output().square().sum(), leaves)
+        for one, other in zip(fused, composed, strict=True):
+            assert (one - other).norm() < 0.05 * one.norm()
 
 
 def sampled(model, guide, x, y, *, local: bool, count: int) -> tuple[Tensor, Tensor]:
@@ -254,7 +328,7 @@ class TestExpectations:
             with LocalReparameterisation(len(x)):
                 trace = poutine.trace(guide).get_trace(x)
             return {
-                name: isinstance(site["value"], GaussianRows)
+                name: isinstance(site["value"], RandomRows)
                 for name, site in trace.nodes.items()
                 if site["type"] == "sample"
             }
