@@ -74,8 +74,13 @@ VARIANCES = ("tied", "row", "rank-2", "full")
 WITH_VARIANCES = ("ss-ig", "ss-gl", "ss-ghs", "bc-gnj", "bc-ghs", "turbo-vbi")
 NUM_DATA = 60_000
 SHAPE = (1, 28, 28)
-NETS = {"mlp:400-400": "MLP 784-400-400-10", "lenet5-caffe": "LeNet-5-Caffe"}
-# Of the MLP, by variance or model, draws and batch: what a step may cost relative to the dense one.
+MLP = "mlp:400-400"
+NETS = {MLP: "MLP 784-400-400-10", "lenet5-caffe": "LeNet-5-Caffe"}
+BATCHES = (128, 1024)
+WIDTHS = (100, 200, 400, 800, 1600, 3200)
+SIZES = (1000, 2000, 4000, 8000, 16_000, 32_000, 64_000)
+"""Examples of an epoch."""
+# What a step of the MLP may cost relative to the dense one, by variance or model, draws and batch.
 BARS = {
     ("tied", "local"): {128: 1.5, 1024: 1.25},
     ("full", "weights"): {128: 2.4, 1024: 1.35},
@@ -108,10 +113,10 @@ class Machine:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def batch(self, size: int, shape: Sequence[int] = SHAPE) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """Inputs and labels that mean nothing, on the device."""
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(size, *shape, generator=generator)
+        x = torch.randn(size, *SHAPE, generator=generator)
         y = torch.randint(10, (size,), generator=generator)
         return x.to(self.device), y.to(self.device)
 
@@ -135,19 +140,24 @@ class Times:
 Calls = dict[str, Callable[[], Any]]
 
 
+def timed(machine: Machine, call: Callable[[], Any], times: Times, repeats: int = 1) -> None:
+    """Add a round of ``repeats`` calls to ``times``."""
+    machine.synchronise()
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(repeats):
+        call()
+    machine.synchronise()
+    times.cpu.append((time.process_time() - cpu) / repeats)
+    times.wall.append((time.perf_counter() - wall) / repeats)
+
+
 def interleaved(machine: Machine, calls: Calls, rounds: int, repeats: int = 3) -> dict[str, Times]:
     """Every call in turn, ``rounds`` times; each turn times ``repeats`` calls after one more."""
     times = {name: Times() for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             call()
-            machine.synchronise()
-            cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(repeats):
-                call()
-            machine.synchronise()
-            times[name].cpu.append((time.process_time() - cpu) / repeats)
-            times[name].wall.append((time.perf_counter() - wall) / repeats)
+            timed(machine, call, times[name], repeats)
     return times
 
 
@@ -307,10 +317,10 @@ class Configuration:
         return partial(made.step, x, y)
 
 
-def variances(net: nn.Module) -> list[str]:
+def variances(net: nn.Module, example: Tensor) -> list[str]:
     """Those of `VARIANCES` that guides take."""
     found = []
-    model = models.SpikeSlabGaussian(net, torch.zeros(2, *SHAPE), num_data=NUM_DATA)
+    model = models.SpikeSlabGaussian(net, example, num_data=NUM_DATA)
     for variance in VARIANCES:
         with contextlib.suppress(ValueError):
             guides.for_model(model, variance=variance)
@@ -325,7 +335,7 @@ def configurations(names: Sequence[str], net: nn.Module) -> list[Configuration]:
         if name in WITH_VARIANCES:
             made += [
                 Configuration(name, variance, local, {"variance": variance})
-                for variance in variances(net)
+                for variance in variances(net, torch.zeros(2, *SHAPE))
                 for local in (True, False)
             ]
         elif name == "sbp":
@@ -347,40 +357,32 @@ def steps(machine: Machine) -> None:
     """Every model, variance and kind of draws, beside the dense step."""
     names = ("ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "bmr", "sbp", "dense")
     for spec, title in NETS.items():
-        if machine.quick and spec == "lenet5-caffe" and machine.device == "cpu":
+        if machine.quick and spec != MLP and machine.device == "cpu":
             continue
         net = nets.build(spec, SHAPE, 10)
-        for batch in (128, 1024):
-            x, y = machine.batch(batch)
-            chosen = configurations(names, net)
-            rows = {one.label: one.bar(batch) if spec == "mlp:400-400" else None for one in chosen}
+        chosen = {one.label: one for one in configurations(names, net)}
+        for batch in BATCHES:
+            naive = NaivePyro(copy.deepcopy(net), machine.device)
             calls: Calls = {
                 "dense": dense_step(machine, net, batch),
-                "naive Pyro": partial(NaivePyro(copy.deepcopy(net), machine.device).step, x, y),
-                **{one.label: one.step(machine, net, batch) for one in chosen},
+                "naive Pyro": partial(naive.step, *machine.batch(batch)),
+                **{label: one.step(machine, net, batch) for label, one in chosen.items()},
             }
+            few = spec != MLP or batch > 128 or machine.quick
+            rounds, repeats = (7, 1) if few else (15, 4)
             if machine.device == "cuda":
-                rounds, repeats = 5, 20
-            elif machine.quick:
-                rounds, repeats = (7, 3) if batch == 128 else (5, 1)
-            else:
-                rounds, repeats = (15, 4) if batch == 128 else (7, 2)
-                if spec == "lenet5-caffe":
-                    rounds, repeats = (7, 2) if batch == 128 else (3, 1)
+                rounds, repeats = 5, 5
             times = interleaved(machine, calls, rounds, repeats)
-            table = []
-            for name, found in times.items():
+            rows = []
+            for label, found in times.items():
                 value = ratio(found.by(machine), times["dense"].by(machine))
-                table.append(
-                    [
-                        name, milliseconds(found.cpu), milliseconds(found.wall), f"{value:.2f}",
-                        judged(value, rows.get(name)),
-                    ]
-                )  # fmt: skip
+                bar = chosen[label].bar(batch) if label in chosen and spec == MLP else None
+                cells = milliseconds(found.cpu), milliseconds(found.wall)
+                rows.append([label, *cells, f"{value:.2f}", judged(value, bar)])
             print_table(
                 f"steps: {title}, batch {batch}",
                 ("step", "CPU ms", "wall ms", "to dense", "bar"),
-                table,
+                rows,
             )
 
 
@@ -492,8 +494,8 @@ def overhead(machine: Machine) -> None:
         rows,
     )
     rows = []
-    net = nets.build("mlp:400-400", SHAPE, 10)
-    for batch in (128, 1024):
+    net = nets.build(MLP, SHAPE, 10)
+    for batch in BATCHES:
         x, y = machine.batch(batch)
         for variance in ("tied", "full"):
             model, guide = build("ss-ghs", net, machine, variance=variance)
@@ -506,15 +508,11 @@ def overhead(machine: Machine) -> None:
 
             calls = {"step": partial(made.step, x, y), "check": check}
             times = interleaved(machine, calls, 5 if machine.quick else 15)
-            share = ratio(times["check"].by(machine), times["step"].by(machine))
-            rows.append(
-                [
-                    f"ss-ghs {variance}", str(batch), milliseconds(times["check"].by(machine)),
-                    milliseconds(times["step"].by(machine)), f"{share:.2%}",
-                ]
-            )  # fmt: skip
+            own, whole = (times[name].by(machine) for name in ("check", "step"))
+            cells = milliseconds(own), milliseconds(whole), f"{ratio(own, whole):.2%}"
+            rows.append([f"ss-ghs {variance}", str(batch), *cells])
     print_table(
-        "overhead: the check for divergence, MLP 784-400-400-10",
+        f"overhead: the check for divergence, {NETS[MLP]}",
         ("model", "batch", "check, ms", "step, ms", "share"),
         rows,
     )
@@ -551,13 +549,14 @@ def peak_bytes(machine: Machine, prepare: Callable[[], Callable[[], Any]]) -> in
 
 def memory(machine: Machine) -> None:
     """Peak memory beside the dense network's, and beside the estimate."""
-    cases = [("mlp:400-400", 128), ("mlp:400-400", 1024), ("lenet5-caffe", 128)]
-    if not machine.quick:
-        cases += [("lenet5-caffe", 1024), ("mlp:100-100", 128), ("mlp:3200-3200", 128)]
+    cases = [(spec, batch) for spec in NETS for batch in BATCHES]
+    if machine.quick:
+        cases = [case for case in cases if case != ("lenet5-caffe", 1024)]
+    else:
+        cases += [(f"mlp:{size}-{size}", 128) for size in (WIDTHS[0], WIDTHS[-1])]
     names = ("ss-ghs", "sbp") if machine.quick else ("ss-ig", "ss-gl", "ss-ghs", "bmr", "sbp")
     for spec, batch in cases:
         net = nets.build(spec, SHAPE, 10)
-
         base = peak_bytes(machine, partial(dense_step, machine, net, batch))
         rows = [["dense", f"{base / 2**20:.1f}", "1.00", "", ""]]
         for one in configurations(names, net):
@@ -580,7 +579,7 @@ def memory(machine: Machine) -> None:
 
 def width(machine: Machine) -> None:
     """Time against the number of weights."""
-    widths = [100, 200, 400, 800, 1600] + [3200] * (not machine.quick or machine.device == "cuda")
+    widths = WIDTHS[:-1] if machine.quick and machine.device == "cpu" else WIDTHS
     batch = 128
     seconds: dict[str, list[float]] = {}
     weights, rows = [], []
@@ -612,55 +611,37 @@ def width(machine: Machine) -> None:
 
 def amount(machine: Machine) -> None:
     """Time of an epoch against the number of examples."""
-    sizes = [2**k * 1000 for k in (range(4) if machine.quick else range(1, 7))]
-    trainings, loaders = {}, {}
-    for size in sizes:
-        x, y = machine.batch(size)
-        loaders[size] = data.Batches(x, y, 128)
-        net = nets.build("mlp:400-400", SHAPE, 10)
-        model, guide = build("ss-ghs", net, machine, num_data=size)
-        trainings[size] = training(machine, model, guide, loaders[size])
-
-    def load(loader: data.Batches) -> None:
-        for _ in loader:
-            pass
-
+    sizes = SIZES[:4] if machine.quick else SIZES
+    net = nets.build(MLP, SHAPE, 10)
     calls: Calls = {}
     for size in sizes:
-        calls[f"{size} epoch"] = partial(trainings[size].epoch)
-        calls[f"{size} loader"] = partial(load, loaders[size])
+        loader = data.Batches(*machine.batch(size), 128)
+        made = training(machine, *build("ss-ghs", net, machine, num_data=size), loader)
 
-    def forget() -> None:
-        for one in trainings.values():
-            one.running = None
+        def epoch(made: Training = made) -> None:
+            metrics = made.epoch()
+            assert metrics is not None
+            made.keep(metrics)
 
-    times: dict[str, Times] = {}
+        def load(loader: data.Batches = loader) -> None:
+            for _ in loader:
+                pass
+
+        calls |= {f"{size} epoch": epoch, f"{size} loader": load}
+    times = {name: Times() for name in calls}
     for _ in range(2 if machine.quick else 3):
         for name, call in calls.items():
-            forget()
-            machine.synchronise()
-            cpu, wall = time.process_time(), time.perf_counter()
-            call()
-            machine.synchronise()
-            found = times.setdefault(name, Times())
-            found.cpu.append(time.process_time() - cpu)
-            found.wall.append(time.perf_counter() - wall)
+            timed(machine, call, times[name])
     medians = {name: statistics.median(found.by(machine)) for name, found in times.items()}
+    epochs, loaders = ([medians[f"{n} {what}"] for n in sizes] for what in ("epoch", "loader"))
     rows = [
-        [
-            f"{size:,}",
-            f"{statistics.median(times[f'{size} epoch'].cpu):.3f}",
-            f"{medians[f'{size} epoch']:.3f}",
-            f"{1e6 * medians[f'{size} epoch'] / size:.1f}",
-            f"{1e6 * medians[f'{size} loader'] / size:.2f}",
-        ]
-        for size in sizes
+        [f"{size:,}", f"{own:.3f}", f"{1e6 * own / size:.1f}", f"{1e6 * part / size:.2f}"]
+        for size, own, part in zip(sizes, epochs, loaders, strict=True)
     ]
-    slope = exponent(sizes, [medians[f"{size} epoch"] for size in sizes])
-    rows.append(["exponent", "", f"{slope:.2f}", "", ""])
+    rows.append(["exponent", f"{exponent(sizes, epochs):.2f}", "", ""])
     print_table(
-        "data: an epoch of ss-ghs, tied, MLP 784-400-400-10, batch 128",
-        ("examples", "CPU s", "wall s", "µs an example", "of which the loader"),
+        f"data: an epoch of ss-ghs, tied, {NETS[MLP]}, batch 128",
+        ("examples", f"seconds ({machine.clock})", "µs an example", "of which the loader"),
         rows,
     )
 
@@ -683,13 +664,10 @@ def gradient(machine: Machine) -> None:
         return guides.for_model(model, **options).to(machine.device)
 
     rows = []
-    for variance in VARIANCES:
+    for variance in variances(net, dataset.train.x[:2]):
         model = models.SpikeSlabGroupHorseshoe(net, dataset.train.x[:2], num_data=len(split))
         model = model.to(machine.device)
-        try:
-            guide = guide_of(model, variance=variance)
-        except ValueError:
-            continue
+        guide = guide_of(model, variance=variance)
         loader = data.Batches(split.x, split.y, 128)
         fabric = infer.make_fabric(accelerator=accelerator)
         infer.fit(model, guide, loader, epochs=epochs, lr=6e-3, progress=False, fabric=fabric)

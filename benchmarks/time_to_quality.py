@@ -28,15 +28,16 @@ from pyro_sparse.posterior import Posterior, accuracy
 class Scores:
     """Prints a row an epoch, and keeps the time that this takes out of the count."""
 
-    def __init__(self, posterior: Posterior, dataset: data.Dataset, every: int) -> None:
-        self.posterior, self.dataset, self.every = posterior, dataset, every
+    def __init__(self, posterior: Posterior, dataset: data.Dataset, every: int, last: int) -> None:
+        self.posterior, self.dataset = posterior, dataset
+        self.every, self.last = every, last
         self.epochs = 0
         self.started = time.process_time()
 
     def __call__(self, metrics: dict[str, Any]) -> None:
         arrived = time.process_time()
         self.epochs = metrics["epoch"]
-        if self.epochs % self.every == 0:
+        if self.epochs % self.every == 0 or self.epochs == self.last:
             self.print_row(arrived - self.started)
         self.started += time.process_time() - arrived
 
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         loader = data.Batches(split.x, split.y, chosen.batch_size, seed=chosen.seed)
         print(f"\n{entry}: {chosen.epochs} epochs, batch {chosen.batch_size}, seed {chosen.seed}")
         print("epoch  seconds      kept undecided ELBO/datum validation    test")
-        scores = Scores(Posterior(model, guide), dataset, min(options.every, chosen.epochs))
+        scores = Scores(Posterior(model, guide), dataset, options.every, chosen.epochs)
         infer.fit(
             model, guide, loader, on_epoch=scores,
             **experiment.fit_options(chosen, chosen.epochs, len(split), False),
