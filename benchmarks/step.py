@@ -43,6 +43,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import gc
 import math
 import os
 import statistics
@@ -527,6 +528,7 @@ def peak_bytes(machine: Machine, prepare: Callable[[], Callable[[], Any]]) -> in
             call()
 
     if machine.device == "cuda":
+        gc.collect()  # or what earlier cases left would be freed on the way
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
