@@ -194,7 +194,7 @@ def run(
             validation=(held_out.x, held_out.y) if len(held_out) else None,
             on_epoch=_EpochMetrics(settings, posterior, rule, held_out),
             fabric=fabric,
-            **_fit_options(settings, settings.epochs, len(split), progress),
+            **fit_options(settings, settings.epochs, len(split), progress),
         )
     except ValueError:
         folders = (out, out / "pretrain")
@@ -215,7 +215,7 @@ def run(
                 out=out,
                 resume=resume,
                 fabric=fabric,
-                **_fit_options(settings, epochs, len(split), progress, retrain=True),
+                **fit_options(settings, epochs, len(split), progress, retrain=True),
             )
         except ValueError as error:
             # As where one unit a group costs more than the budget that the others left.
@@ -289,7 +289,7 @@ def read_settings(folder: Path) -> Settings:
         raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
 
 
-def _fit_options(
+def fit_options(
     settings: Settings, epochs: int, num_data: int, progress: bool, retrain: bool = False
 ) -> dict[str, Any]:
     """Arguments of `fit` for the main training, or for training on after a pruning."""
@@ -327,7 +327,7 @@ def _pretrained(
     """The dense network after ``pretrain`` epochs, and the seconds that took."""
     dense = dataclasses.replace(settings, model="dense", prior_scale=None)
     model, guide = build(dense, dataset)
-    options = _fit_options(settings, settings.pretrain, len(dataset.train), progress)
+    options = fit_options(settings, settings.pretrain, len(dataset.train), progress)
     folder = out / "pretrain"
     fitted = infer.fit(model, guide, loader, out=folder, resume=resume, fabric=fabric, **options)
     posterior = Posterior(model, guide, dataset.train.x)

@@ -427,14 +427,14 @@ def test_resume(tmp_path):
 def test_signals(tmp_path, monkeypatch, signum, code):
     from pyro_sparse.infer.training import Training
 
-    step = Training._step
+    step = Training.step
 
     def signalling(self, x, y):
         if len(self.run.history) == 1 and self.running.steps == 3:
             os.kill(os.getpid(), signum)
         return step(self, x, y)
 
-    monkeypatch.setattr(Training, "_step", signalling)
+    monkeypatch.setattr(Training, "step", signalling)
     out = tmp_path / "run"
     result = call("fit", "ss-ig", *TINY, "--out", out)
     assert result.exit_code == code

@@ -227,7 +227,7 @@ class Training:
             self._schedule(running.steps - 1)
         for x, y in self._batches(running):
             self._schedule(running.steps)
-            *values, stop = self._step(x.to(self.fabric.device), y.to(self.fabric.device))
+            *values, stop = self.step(x.to(self.fabric.device), y.to(self.fabric.device))
             running.steps += 1
             running.totals = [a + b for a, b in zip(running.totals, values, strict=True)]
             running.seconds = time.perf_counter() - started
@@ -277,7 +277,7 @@ class Training:
         done = (len(self.run.history) + (step / steps if steps else 0.0)) / self.epochs
         self.recipe.set(done, self.elbo, RETRY_FACTOR**self.retried)
 
-    def _step(self, x: Tensor, y: Tensor) -> list[float]:
+    def step(self, x: Tensor, y: Tensor) -> list[float]:
         """One update; loss per example, log-likelihood and KL before it, and whether to stop."""
         first = not self.run.history and not (self.running and self.running.steps)
         # The first step checks every distribution's arguments; later ones trust it.

@@ -36,6 +36,21 @@ class TestNeed:
         need = memory_need(ELBO(), model, guides.for_model(model), x, y, 10_000)
         assert 2 * width * FLOAT <= need.per_example <= 4 * width * FLOAT
 
+    def test_what_the_first_step_makes_only(self, tiny, monkeypatch):
+        """Tensors that are made once and kept, as caches are, do not spoil the line."""
+        model, guide = tiny.problem()
+        elbo, estimate, cache = ELBO(), ELBO.estimate, []
+
+        def with_cache(*args):
+            if not cache:
+                cache.append(torch.ones(1000))
+            return estimate(*args)
+
+        expected = memory_need(elbo, model, guide, *tiny.data(4), batch_size=1000)
+        assert memory_need(elbo, model, guide, *tiny.data(4), batch_size=1000) == expected
+        monkeypatch.setattr(ELBO, "estimate", with_cache)
+        assert memory_need(elbo, model, guide, *tiny.data(4), batch_size=1000) == expected
+
     def test_it_leaves_everything_as_it_was(self, tiny):
         model, guide = tiny.problem("ss-gl")
         before = torch.get_rng_state(), tiny.state(guide)
