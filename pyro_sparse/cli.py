@@ -401,6 +401,14 @@ def fit(
     help="Add evidence bounds, k-hat, gradient variance and latency, some seconds a run.",
 )
 @click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Runs at a time, each in a process of its own on one thread; at most as many as there "
+    "are cores.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on with the comparison in --out, or add models or seeds to it; the same options.",
@@ -413,6 +421,7 @@ def compare(
     seeds: int,
     baseline: str | None,
     measured: bool,
+    jobs: int,
     **options: Any,
 ) -> None:
     """Train MODELS and the dense baseline on the same data; print them side by side.
@@ -449,6 +458,7 @@ def compare(
         seeds=seeds,
         baseline=baseline,
         measured=measured,
+        jobs=jobs,
         root=places["data_root"],
         download=places["download"],
         resume=resume,
