@@ -148,8 +148,9 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--variance",
-            type=click.Choice(["tied", "full"]),
-            help="Posterior variances: u_j v_i, or one a weight.",
+            metavar="TIED|ROW|FULL|RANK-K",
+            help="Posterior standard deviations: u_j v_i, one a unit, one a weight, or variances "
+            "of rank K, as rank-4.",
         ),
         click.option(
             "--initial-scale",
@@ -161,6 +162,11 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--inclusion",
             type=click.Choice(["straight-through", "soft", "score"]),
             help="Gradient estimator of the inclusions.",
+        ),
+        click.option(
+            "--inclusion-draws",
+            type=click.Choice(["batch", "example"]),
+            help="Draws of the inclusions: one for the batch, or one an example.",
         ),
         click.option(
             "--inclusion-probability",
@@ -401,6 +407,14 @@ def fit(
     help="Add evidence bounds, k-hat, gradient variance and latency, some seconds a run.",
 )
 @click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Runs at a time, each in a process of its own on one thread; at most as many as there "
+    "are cores.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on with the comparison in --out, or add models or seeds to it; the same options.",
@@ -413,6 +427,7 @@ def compare(
     seeds: int,
     baseline: str | None,
     measured: bool,
+    jobs: int,
     **options: Any,
 ) -> None:
     """Train MODELS and the dense baseline on the same data; print them side by side.
@@ -449,6 +464,7 @@ def compare(
         seeds=seeds,
         baseline=baseline,
         measured=measured,
+        jobs=jobs,
         root=places["data_root"],
         download=places["download"],
         resume=resume,

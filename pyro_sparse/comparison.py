@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import pickle
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from pyro_sparse.experiment import (
 )
 from pyro_sparse.export import bench, compact
 from pyro_sparse.export.latency import ONNX, TORCH
+from pyro_sparse.parallel import Failed, call_in_processes
 from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights, pareto_k
 from pyro_sparse.settings import Settings, parse_entry, settings_for
 from pyro_sparse.table import Table, tabulate
@@ -39,7 +41,7 @@ from pyro_sparse.table import Table, tabulate
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Comparison", "compare", "entry_settings", "measure", "run_seeds"]
+__all__ = ["Comparison", "compare", "entry_settings", "latency", "measure", "run_seeds"]
 
 MOST_MACS = 2e11
 """Multiplications over all training examples above which a draw of the joint density is too dear to
@@ -97,6 +99,7 @@ def compare(
     seeds: int = 1,
     baseline: str | None = None,
     measured: bool = True,
+    jobs: int = 1,
     root: str | Path | None = None,
     download: bool = False,
     resume: bool = False,
@@ -108,8 +111,12 @@ def compare(
     Run folders are ``out/ENTRY``, or ``out/ENTRY/seed-K`` with several seeds. After each run are
     written compare.json (the summaries of all runs), compare.csv (the same, a line a run),
     table.json and compare.tex (means, standard errors, tests), figures/ and report.html. Seeds are
-    the outer loop: the first one gives a whole table. A model that cannot be pruned is left out,
-    and its run folder stays.
+    the outer loop: the first one gives a whole table. Latencies are measured last, one network
+    after another. A model that cannot be pruned is left out, and its run folder stays.
+
+    With ``jobs`` above 1 so many runs are trained at a time, each in a process of its own on one
+    torch thread. The numbers are those of one run after the other on one thread, but for the
+    seconds, which the tables say. A run that fails stops none of the others.
 
     Args:
         entries: names with settings, see :func:`~pyro_sparse.settings.parse_entry`, or whole
@@ -119,7 +126,9 @@ def compare(
         out: the new folder, or with ``resume`` one that holds a part of this comparison.
         seeds: how many, counted from the settings' ``seed``.
         baseline: the entry that the others are tested against; the first when absent.
-        measured: whether to add what `measure` finds.
+        measured: whether to add what `measure` and `latency` find.
+        jobs: runs at a time; more than the machine's cores make none of them faster. Scripts need
+            the usual ``if __name__ == "__main__":`` then.
         root: folder of the data's files.
         download: fetch data that are missing.
         resume: go on with a comparison that was stopped, or add entries or seeds to one; what is
@@ -130,10 +139,13 @@ def compare(
     Raises:
         ValueError: before any training, where ``out`` already holds runs or an entry is wrong.
         PruningError: no run could be pruned.
+        ChildProcessError: with ``jobs``, when all others are finished: a run failed.
     """
     out = Path(out)
     if seeds < 1:
         raise ValueError(f"expected at least one seed, got {seeds}")
+    if jobs < 1:
+        raise ValueError(f"expected at least one job, got {jobs}")
     name = data if isinstance(data, str) else data.name
     chosen: dict[str, Settings] = {}
     for entry in entries:
@@ -161,14 +173,16 @@ def compare(
             "--resume"
         )
 
-    known: dict[tuple[float, int, int], Dataset] = {}
+    known: dict[tuple[int, float, int], Dataset] = {}
 
     def loaded(settings: Settings) -> Dataset:
-        """The data of a run, read once for all entries that share them."""
+        """The data of a run, read once for all entries of a seed that share them."""
         if not isinstance(data, str):
             return data
-        key = settings.validation, settings.split, settings.seed
+        key = settings.seed, settings.validation, settings.split
         if key not in known:
+            for other in [other for other in known if other[0] != settings.seed]:
+                del known[other]
             known[key] = load_data(settings, root, download)
         return known[key]
 
@@ -176,40 +190,142 @@ def compare(
         build(one, loaded(one))
     # Reference pruners come last: their budget is what the others need.
     ordered = sorted(chosen, key=lambda label: _wants_budget(chosen[label]))
-    summaries: list[dict[str, Any]] = []
+    plan = {}
     for offset in range(seeds):
-        if offset:
-            known.clear()  # of the seed before
         for label in ordered:
             one = dataclasses.replace(chosen[label], seed=chosen[label].seed + offset)
-            if _wants_budget(one):
-                others = [
-                    other["macs_compact"]
-                    for other in summaries
-                    if other["seed"] == one.seed and zoo.find(other["model"]).bayesian
-                ]
-                budget = float(statistics.median(others)) if others else None
-                one = dataclasses.replace(one, budget=budget)
             place = places[label] if seeds == 1 else f"{places[label]}/seed-{one.seed}"
-            if progress:
-                title = label if label != one.model else zoo.find(one.model).title
-                print(title + (f", seed {one.seed}" if seeds > 1 else ""), flush=True)
-            dataset = loaded(one)
-            try:
-                summary = run(one, out / place, dataset=dataset, resume=resume, progress=progress)
-            except PruningError as error:
-                # The others still have something to say; this one's run folder stays.
-                print(f"{label}: {error}", flush=True)
+            plan[place] = _Run(label, one, out, place, measured, resume, jobs)
+
+    outcomes: dict[str, dict[str, Any] | Exception] = {}
+
+    def ended(runs: Mapping[str, _Run]) -> Iterator[str]:
+        """Train these; their places, as their outcomes come."""
+        if jobs == 1:
+            for place, one in runs.items():
+                if progress:
+                    print(one.title(seeds), flush=True)
+                outcomes[place] = one.finish(loaded(one.settings), progress)
+                yield place
+            return
+        source = root if isinstance(data, str) else pickle.dumps(data)
+        calls = [(one, source) for one in runs.values()]
+        try:
+            for index, outcome in call_in_processes(_finish_elsewhere, calls, jobs):
+                place = list(runs)[index]
+                outcomes[place] = outcome
+                if progress:
+                    count = f"{len(outcomes)} of {len(plan)}"
+                    print(f"{count}: {runs[place].title(seeds)}", flush=True)
+                yield place
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped after {len(outcomes)} of {len(plan)} runs; go on in {out} with "
+                "resume=True, on the command line with --resume"
+            ) from None
+
+    def finished() -> list[dict[str, Any]]:
+        return [one for place in plan if isinstance(one := outcomes.get(place), dict)]
+
+    failed = []
+    for last in (False, True):
+        runs = {place: one for place, one in plan.items() if _wants_budget(one.settings) is last}
+        if last:
+            runs = {place: one.with_budget_of(finished()) for place, one in runs.items()}
+            plan |= runs
+        for place in ended(runs):
+            outcome = outcomes[place]
+            if isinstance(outcome, dict):
+                _write(out, finished(), baseline)
                 continue
-            summary |= {"entry": label, "run": place}
-            if measured and "gradient_variance" not in summary:
-                summary |= measure(one, posterior_of(out / place, one, dataset), dataset)
-            summaries.append(summary)
-            infer.write_json(out / place / "summary.json", summary)
-            _write(out, summaries, baseline)
+            # The others still have something to say; this one's run folder stays.
+            name = plan[place].name(seeds)
+            print(f"{name}: {outcome}", flush=True)
+            if isinstance(outcome, Failed):
+                failed.append(f"{name}: {outcome}")
+    summaries = finished()
+    if failed:
+        raise ChildProcessError(
+            f"{'; '.join(failed)}. The other runs are kept in {out}; go on with --resume"
+        )
     if not summaries:
         raise PruningError(f"no model could be pruned; the runs are kept under {out}")
+    if measured:
+        for summary in summaries:
+            if "latency_torch_ms" not in summary:
+                trained = plan[summary["run"]]
+                dataset = loaded(trained.settings)
+                summary |= latency(trained.settings, trained.posterior(dataset), dataset)
+                infer.write_json(out / trained.place / "summary.json", summary)
     return Comparison(summaries, _write(out, summaries, baseline), out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One entry with one seed.
+
+    Attributes:
+        entry: its name.
+        settings: of the run.
+        out: the comparison's folder.
+        place: the run folder below it.
+        measured, resume, jobs: see `compare`.
+    """
+
+    entry: str
+    settings: Settings
+    out: Path
+    place: str
+    measured: bool
+    resume: bool
+    jobs: int
+
+    def name(self, seeds: int) -> str:
+        """In a message."""
+        return self.entry if seeds == 1 else f"{self.entry}, seed {self.settings.seed}"
+
+    def title(self, seeds: int) -> str:
+        """Where it is on."""
+        if self.entry not in zoo.ZOO:
+            return self.name(seeds)
+        return self.name(seeds).replace(self.entry, zoo.find(self.entry).title)
+
+    def with_budget_of(self, others: Iterable[Mapping[str, Any]]) -> _Run:
+        """The run of a reference pruner that may keep as much as the others of its seed do."""
+        macs = [
+            other["macs_compact"]
+            for other in others
+            if other["seed"] == self.settings.seed and zoo.find(other["model"]).bayesian
+        ]
+        budget = float(statistics.median(macs)) if macs else None
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, budget=budget))
+
+    def posterior(self, dataset: Dataset) -> Posterior:
+        """What has been trained."""
+        return posterior_of(self.out / self.place, self.settings, dataset)
+
+    def finish(self, dataset: Dataset, progress: bool) -> dict[str, Any] | PruningError:
+        """Train it and write its folder; the summary, or why it cannot be pruned."""
+        folder = self.out / self.place
+        try:
+            summary = run(
+                self.settings, folder, dataset=dataset, resume=self.resume, progress=progress
+            )
+        except PruningError as error:
+            return error
+        summary |= {"entry": self.entry, "run": self.place}
+        summary.setdefault("jobs", self.jobs)
+        if self.measured and "gradient_variance" not in summary:
+            summary |= measure(self.settings, self.posterior(dataset), dataset)
+        infer.write_json(folder / "summary.json", summary)
+        return summary
+
+
+def _finish_elsewhere(one: _Run, source: str | Path | bytes | None) -> Any:
+    """`_Run.finish` in another process: of pickled data, or of those that lie below a folder."""
+    if not isinstance(source, bytes):
+        return one.finish(load_data(one.settings, source), progress=False)
+    return one.finish(pickle.loads(source), progress=False)
 
 
 def _write(out: Path, summaries: list[dict[str, Any]], baseline: str | None) -> Table:
@@ -273,7 +389,7 @@ def run_seeds(
 def measure(
     settings: Settings, posterior: Posterior, dataset: Dataset, draws: int = 100
 ) -> dict[str, float]:
-    """What `compare` adds to a run's summary, of the final guide and the compact network.
+    """What `compare` adds to a run's summary, of the final guide.
 
     - ``elbo``, ``importance_weighted_elbo`` (10 draws a bound): nats per training example, at KL
       weight 1, with the guide's exact discrete mass; ``khat`` of the joint law. Not for point
@@ -282,8 +398,6 @@ def measure(
     - ``gradient_variance`` and ``gradient_noise`` (the former over the squared norm of the mean):
       see :func:`~pyro_sparse.infer.gradient_variance`; on the first batch of the training data,
       with the run's estimator.
-    - ``latency_torch_ms``, ``latency_onnx_ms``: milliseconds for one input, one thread; the latter
-      where ONNX Runtime is installed and has all operations of the network.
 
     Args:
         settings: of the run.
@@ -314,13 +428,23 @@ def measure(
         seed=settings.seed,
     )
     found |= {"gradient_variance": noise.total, "gradient_noise": noise.relative}
-    small = compact(posterior, run_keep(settings, posterior, dataset))
-    found |= _latency(dense_network(posterior), small, dataset.test.x[:1])
     # JSON has no infinities: a k-hat of −∞ is that of ratios without a tail.
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
-def _latency(dense: Any, small: Any, example: torch.Tensor) -> dict[str, float]:
+def latency(settings: Settings, posterior: Posterior, dataset: Dataset) -> dict[str, float]:
+    """Milliseconds that the compact network takes for one input, on one thread.
+
+    ``latency_torch_ms``, and ``latency_onnx_ms`` where ONNX Runtime is installed and has all
+    operations of the network.
+
+    Args:
+        settings: of the run.
+        posterior: of the run.
+        dataset: its data.
+    """
+    small = compact(posterior, run_keep(settings, posterior, dataset))
+    dense, example = dense_network(posterior), dataset.test.x[:1]
     try:
         timings = bench(dense, small, example, batches=(1,), seconds=0.5).timings
     except ValueError:

@@ -109,7 +109,8 @@ class Settings:
         guide: ``"matched"``, the model's own, or one of
             :data:`pyro_sparse.guides.automatic.AUTOGUIDES`, for models with continuous latents;
             nothing is pruned then.
-        variance, initial_scale, inclusion, noise_draws, last_layer: see the guides.
+        variance, initial_scale, inclusion, inclusion_draws, noise_draws, last_layer: see the
+            guides.
         inclusion_probability, slab_scale, prior_scale, prune_inputs: see the models; each model
             takes those that its entry in the zoo lists.
         noise_rate: of regressions: rate of the prior Gamma(1, rate) of the noise precision, of
@@ -153,6 +154,7 @@ class Settings:
     variance: str = "tied"
     initial_scale: float | str = "balanced"
     inclusion: str = "straight-through"
+    inclusion_draws: str = "batch"
     noise_draws: str = "batch"
     last_layer: str = "mean-field"
     inclusion_probability: float | str = "layerwise"

@@ -143,6 +143,7 @@ class Table:
         baseline: the entry that the others are tested against.
         trained: networks and epochs of the runs.
         layers: ``kept`` and ``undecided``: means over seeds by layer, as ``12-9``, by entry.
+        jobs: most runs that shared the machine in training.
     """
 
     rows: dict[str, dict[str, Cell]]
@@ -151,6 +152,7 @@ class Table:
     baseline: str
     trained: str
     layers: dict[str, dict[str, str]]
+    jobs: int = 1
 
     def section(
         self, section: Section, sign: str = " ± "
@@ -183,7 +185,7 @@ class Table:
 
     @property
     def footnote(self) -> str:
-        """What ± and stars mean here; empty for one seed and entry."""
+        """What ± and stars mean here, and what the seconds are of; often empty."""
         parts = []
         if any(len(seeds) > 1 for seeds in self.seeds.values()):
             parts.append("±: standard error over seeds.")
@@ -192,6 +194,8 @@ class Table:
                     f"*: differs from {self.baseline} (paired t-test over seeds, p < 0.05 after "
                     "Holm's correction over the column)."
                 )
+        if self.jobs > 1:
+            parts.append(f"Seconds: with up to {self.jobs} runs at a time on the machine.")
         return " ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -282,6 +286,7 @@ def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None
             key: {entry: _by_layer(list(runs.values()), key) for entry, runs in by_entry.items()}
             for key in ("kept", "undecided")
         },
+        jobs=max(one.get("jobs", 1) for one in summaries),
     )
 
 

@@ -46,7 +46,7 @@ class Entry:
 
 _SPIKE: dict[str, Any] = {
     "model_options": ("inclusion_probability", "slab_scale", "prune_inputs"),
-    "guide_options": ("variance", "initial_scale", "inclusion"),
+    "guide_options": ("variance", "initial_scale", "inclusion", "inclusion_draws"),
 }
 
 
@@ -139,8 +139,8 @@ ZOO: dict[str, Entry] = {
             rule="weights with ΔF < 0, again until none goes; then units with weights in and out",
             use="the network is small, as for tables, and the evidence should choose its weights",
             model_options=("prior_scale",),
-            guide_options=("initial_scale", "last_layer"),
-            settings={"initial_scale": 0.1, "passes": 30},
+            guide_options=("variance", "initial_scale", "last_layer"),
+            settings={"variance": "full", "initial_scale": 0.1, "passes": 30},
         ),
         Entry(
             name="bc-gnj",

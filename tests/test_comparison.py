@@ -10,16 +10,15 @@ import torch
 
 from pyro_sparse import compare as public_compare
 from pyro_sparse import comparison, data, experiment
-from pyro_sparse.comparison import compare, entry_settings, measure, run_seeds
+from pyro_sparse.comparison import compare, entry_settings, latency, measure, run_seeds
 from pyro_sparse.experiment import PruningError, settings_for
 from pyro_sparse.posterior import log_weights
 from pyro_sparse.zoo import ZOO
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
-MEASURED = {
-    *("elbo", "importance_weighted_elbo", "khat", "gradient_variance", "gradient_noise"),
-    *("latency_torch_ms", "latency_onnx_ms"),
-}
+BOUNDS = {"elbo", "importance_weighted_elbo", "khat"}
+MEASURED = {*BOUNDS, "gradient_variance", "gradient_noise"}
+LATENCIES = {"latency_torch_ms", "latency_onnx_ms"}
 
 
 def read(path):
@@ -80,7 +79,7 @@ def test_every_entry_with_every_seed(compared):
     for run in result.runs:
         assert read(out / run["run"] / "summary.json") == run
         assert read(out / run["run"] / "config.json")["seed"] == run["seed"]
-        assert set(run) >= MEASURED - {"elbo", "importance_weighted_elbo", "khat"}
+        assert set(run) >= MEASURED - BOUNDS | LATENCIES
         assert ("elbo" in run) == ("khat" in run) == (run["model"] != "dense")
     scales = [read(out / run["run"] / "config.json")["initial_scale"] for run in result.runs]
     assert scales[:2] == ["balanced", 0.2]
@@ -168,8 +167,20 @@ def test_bounds_of_a_noise_model(digits, tmp_path):
 def test_what_is_too_dear_is_not_measured(compared, monkeypatch):
     out, result = compared
     monkeypatch.setattr(comparison, "MOST_MACS", 1000)
-    found = measure(*[experiment.load(out / result.runs[0]["run"])[i] for i in (0, 2, 1)])
-    assert set(found) == MEASURED - {"elbo", "importance_weighted_elbo", "khat"}
+    settings, dataset, posterior = experiment.load(out / result.runs[0]["run"])
+    assert set(measure(settings, posterior, dataset)) == MEASURED - BOUNDS
+
+
+def test_latency_is_that_of_the_compact_network(compared, monkeypatch):
+    out, result = compared
+    settings, dataset, posterior = experiment.load(out / result.runs[0]["run"])
+    assert set(latency(settings, posterior, dataset)) == LATENCIES
+
+    def refuse(*arguments, **options):
+        raise ValueError("ONNX has no such operation")
+
+    monkeypatch.setattr(comparison, "bench", refuse)
+    assert latency(settings, posterior, dataset) == {}
 
 
 @pytest.mark.parametrize(
@@ -185,6 +196,7 @@ def test_what_is_too_dear_is_not_measured(compared, monkeypatch):
         ({"entries": ["ss-ig:variance=half"]}, "'tied' or 'full'"),
         ({"entries": ["ss-ig"], "baseline": "dense"}, "expected a baseline among ss-ig"),
         ({"entries": ["ss-ig"], "seeds": 0}, "at least one seed"),
+        ({"entries": ["ss-ig"], "jobs": 0}, "at least one job"),
     ],
 )
 def test_mistakes_are_told_before_training(options, message, tmp_path, digits):
@@ -217,6 +229,46 @@ def test_compare_goes_on_where_one_model_cannot_be_pruned(digits, tmp_path, caps
 def test_compare_where_no_model_can_be_pruned(digits, tmp_path):
     with pytest.raises(PruningError, match="no model could be pruned"):
         compare([nothing_kept()], digits, tmp_path, progress=False)
+
+
+# -- several runs at a time ------------------------------------------------------------------------
+
+
+def numbers(runs):
+    """All but what depends on the clock, and how many runs there were at a time."""
+    timed = {*LATENCIES, "train_seconds", "seconds_per_epoch", "jobs", "path"}
+    return [{key: value for key, value in run.items() if key not in timed} for run in runs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["by name", "in memory"])
+def test_runs_at_a_time_are_runs_one_by_one(given, digits, tmp_path, capsys):
+    """To the last bit; the pruner's budget too, which depends on the others' results."""
+    data_of = "digits" if given == "by name" else digits
+    entries = ["ss-ig:rule=top:5", "magnitude", "dense"]
+    plain = {"net": "mlp:8", "epochs": 1, "seeds": 2 if given == "by name" else 1}
+    alone = compare(entries, data_of, tmp_path / "alone", progress=False, **plain)
+    together = compare(entries, data_of, tmp_path / "together", jobs=3, **plain)
+    assert numbers(together.runs) == numbers(alone.runs)
+    printed = capsys.readouterr().out
+    count = len(alone.runs)
+    assert f"\n{count} of {count}: pruning by magnitude" in printed.lower()
+    assert "Seconds: with up to 3 runs at a time" in str(together)
+    assert "runs at a time" not in str(alone)
+    assert all(run["latency_torch_ms"] > 0 for run in together.runs)
+    # What is there is read, not trained again.
+    again = compare(entries, data_of, tmp_path / "together", resume=True, progress=False, **plain)
+    assert again.runs == together.runs
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_stops_no_other(tmp_path):
+    entries = ["dense:lr=1e30", "dense:lr=0.01", "ss-ig:inclusion_lr=5,kl_start=1,lr=1e-4"]
+    plain = {"net": "mlp:8", "epochs": 1, "progress": False, "measured": False}
+    with pytest.raises(ChildProcessError, match=r"dense:lr=1e30: Divergence.*go on with --resume"):
+        compare(entries, "digits", tmp_path, jobs=2, **plain)
+    assert read(tmp_path / "compare.json")[0]["entry"] == "dense:lr=0.01"
+    assert (tmp_path / "dense-lr=0.01" / "report.html").is_file()
 
 
 def test_seeds_of_one_model(tmp_path, capsys):

@@ -74,3 +74,32 @@ def test_scales_must_be_positive() -> None:
         TiedNormal(torch.zeros(4), torch.tensor(-1.0), torch.ones(4))
     with pytest.raises(ValueError, match="column_scale"):
         TiedNormal(torch.zeros(4), torch.tensor(1.0), torch.zeros(4))
+
+
+def test_rank(tied: TiedNormal) -> None:
+    """Variances add up over the terms; one term in matrices is the k-tied normal."""
+    rows, columns = torch.rand(3, 2).double() + 0.5, torch.rand(2, 4).double() + 0.5
+    law = TiedNormal(tied.loc, rows, columns)
+    assert (law.rank, tied.rank) == (2, None)
+    variance = sum(torch.outer(rows[:, r].square(), columns[r].square()) for r in range(2))
+    torch.testing.assert_close(law.variance, variance)
+    full = dist.Normal(tied.loc, variance.sqrt()).to_event(1)
+    value = torch.randn(3, 4).double()
+    torch.testing.assert_close(law.log_prob(value), full.log_prob(value))
+    prior = dist.Normal(torch.zeros(3, 4).double(), 0.7).to_event(1)
+    kl = torch.distributions.kl_divergence
+    torch.testing.assert_close(kl(law, prior), kl(full, prior))
+    torch.testing.assert_close(
+        kl(law, tied), kl(full, dist.Normal(tied.loc, tied.scale).to_event(1))
+    )
+    samples = law.expand((3,)).rsample((40_000,))
+    torch.testing.assert_close(samples.var(0), variance, rtol=0.05, atol=0.0)
+    one = TiedNormal(tied.loc, tied.row_scale.unsqueeze(-1), tied.column_scale.unsqueeze(0))
+    torch.testing.assert_close(one.scale, tied.scale)
+
+
+def test_from_logs(tied: TiedNormal) -> None:
+    other = TiedNormal.from_logs(tied.loc, tied.row_scale.log(), tied.column_scale.log())
+    torch.testing.assert_close(other.scale, tied.scale)
+    torch.testing.assert_close(other.entropy(), tied.entropy())
+    assert other.batch_shape == tied.batch_shape
