@@ -109,7 +109,7 @@ class GaussianRows(nn.Module):
                 waves = 0.5 * torch.cos(math.pi * torch.arange(rank).unsqueeze(1) * position)
                 waves = waves - 0.5 * (2 * waves).exp().mean(0).log()
                 with torch.no_grad():
-                    self.column_log_scale += waves.to(rows)
+                    self.column_log_scale.add_(waves.to(rows))
 
     def slab(self) -> TorchDistributionMixin:
         """Batch shape ``(units,)``, event shape ``(row length,)``."""

@@ -47,7 +47,7 @@ class _SpikeAndSlabKL(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         probability, logits, prior_logits, slab = ctx.saved_tensors
         included, excluded = probability.unbind()
         by_logits = by_prior = by_slab = None
@@ -91,7 +91,7 @@ class _TiedRowsKL(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         loc, rows, columns, total = ctx.saved_tensors
         scaled = gradient * ctx.precision
         by_loc = by_row = by_column = None
@@ -139,7 +139,7 @@ class _NormalKL(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         loc, scale = ctx.saved_tensors
         if ctx.by_row:
             gradient = gradient.unsqueeze(-1)
@@ -178,7 +178,7 @@ class _NormalDraw(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         loc, draw, gate, *logs = ctx.saved_tensors
         by_loc, by_gate = gradient, None
         if gate is not None:
@@ -225,7 +225,7 @@ class _LogNormalGammaKL(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         scale, shape, log_ratio, cross = ctx.saved_tensors
         by_loc = by_scale = by_shape = None
         by_ratio = gradient * (cross - shape)
@@ -264,7 +264,7 @@ class _StraightThrough(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         soft, scaled, temperature = ctx.saved_tensors
         slope = gradient * (soft * (1 - soft)).div_(temperature)
         by_temperature = None

@@ -272,7 +272,7 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
                     "use SpikeAndSlab, whose gradient is a score function"
                 )
             temperature = torch.as_tensor(temperature, **_like(slab))
-        self.temperature = temperature
+        self.temperature: Any = temperature
         self.straight_through = straight_through
         super().__init__(probs, slab, logits, validate_args=validate_args)
 

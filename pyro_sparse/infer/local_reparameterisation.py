@@ -384,6 +384,7 @@ class _SampledLinear(Function):
             return gradient, None
         by_gate = None
         if ctx.needs_input_grad[-1]:
+            assert output is not None
             by_gate = gradient * output
             by_gate = by_gate.sum(0) if gate.dim() == 1 else by_gate
         return gradient * gate, by_gate
@@ -415,7 +416,7 @@ class _TiedLinear(_SampledLinear):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, rows, columns, scale, noise, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
         width = x.shape[1]
@@ -451,7 +452,7 @@ class _FullLinear(_SampledLinear):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, rows, scale, ratio, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
         width = x.shape[1]
@@ -546,7 +547,8 @@ class LocalReparameterisation(Messenger):
         elif infer.get("by_example"):
             draws = msg["fn"].rsample((self.examples,))
             one = torch.ones_like(draws[0]).unsqueeze(1)
-            value = RandomRows.make(one, None, draws, self.examples).reshape(len(one))
+            noise = RandomRows.make(one, None, draws, self.examples)
+            value = noise._show(*noise.columns, (len(one),))
         else:
             return
         if value is not None:
