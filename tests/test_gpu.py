@@ -39,11 +39,8 @@ def problem(kind):
     if kind == "lenet":
         return nets.lenet5_caffe(widths=(4, 6, 16), classes=2, size=size), x, y
     if kind == "vit":
-        return (
-            nets.vit(in_channels=1, classes=2, size=8, width=12, depth=1, heads=3, hidden=8),
-            x,
-            y,
-        )
+        small = {"size": size, "width": 12, "depth": 1, "heads": 3, "hidden": 8}
+        return nets.vit(in_channels=1, classes=2, **small), x, y
     return nets.resnet(8, widths=(4, 6, 8), classes=2, in_channels=1), x, y
 
 

@@ -213,8 +213,9 @@ class Graph:
                 values.append(rows[name][:, start:stop].reshape(size))
             value = values[0]
             if parameter in self._order:
-                order = self._order[parameter].to(value.device)
-                value = torch.cat(values)[order] if len(values) > 1 else value[order]
+                order = _moved(self._order, parameter, value.device)
+                value = torch.cat(values) if len(values) > 1 else value
+                value = value.index_select(0, order)
             parameters[parameter] = value.movedim(0, dim) if dim else value
         for alias, name in self.aliases.items():
             if name in parameters:
@@ -223,12 +224,14 @@ class Graph:
 
     @functools.cached_property
     def _gates(self) -> dict[str, Tensor]:
-        """Which columns of the rows a gate multiplies, ``(row length,)`` bool by group."""
+        """Which columns of the rows a gate multiplies, ``(row length,)`` bool, where not all."""
         gates = {}
         for name, columns in self._layout.items():
-            gates[name] = torch.zeros(self.row_length(name), dtype=torch.bool)
+            gating = torch.zeros(self.row_length(name), dtype=torch.bool)
             for start, stop, writer in columns:
-                gates[name][start:stop] = writer.gates
+                gating[start:stop] = writer.gates
+            if not gating.all():
+                gates[name] = gating
         return gates
 
     def gate_rows(self, name: str, rows: Tensor, gate: Tensor) -> Tensor:
@@ -239,10 +242,11 @@ class Graph:
         :param rows: ``(units, row length)``.
         :param gate: ``(units,)``.
         """
-        gating, gate = self._gates[self[name].name], gate.unsqueeze(-1)
-        if gating.all():
+        name, gate = self[name].name, gate.unsqueeze(-1)
+        if name not in self._gates:
             return rows * gate
-        return rows * torch.where(gating.to(gate.device), gate, torch.ones_like(gate))
+        gating = _moved(self._gates, name, gate.device)
+        return rows * torch.where(gating, gate, torch.ones_like(gate))
 
     def scale_columns(
         self, parameters: Mapping[str, Tensor], name: str, scale: Tensor
@@ -431,3 +435,10 @@ class Graph:
             text += ["", "parameters in no group:"]
             text += [f"  {name}: {reason}" for name, reason in self.ungrouped.items()]
         return "\n".join(text)
+
+
+def _moved(tensors: dict[str, Tensor], name: str, device: torch.device) -> Tensor:
+    """The tensor of that name on ``device``, where it stays: no step of training copies it."""
+    if tensors[name].device != device:
+        tensors[name] = tensors[name].to(device)
+    return tensors[name]
