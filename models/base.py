@@ -106,8 +106,9 @@ class SparseModel(LocalPyroModule):
         self.prune_inputs = prune_inputs
         self.num_data = num_data
         self.net = _template(net)
-        self.support = Support(self.support_shapes())
-        self.likelihood = Categorical() if likelihood is None else likelihood
+        device = self.net.get_buffer(self.layers[0].writers[0].parameter).device
+        self.support = Support(self.support_shapes()).to(device)
+        self.likelihood = (Categorical() if likelihood is None else likelihood).to(device)
         self.register_constant("output_scale", output_scale)
         input_logit = _probability("input_inclusion_probability", input_inclusion_probability)
         self.register_constant("input_inclusion_logit", input_logit)

@@ -160,8 +160,10 @@ def run(
         _check_settings(settings, out)
         if (out / "report.html").is_file():
             return infer.read_json(out / "summary.json")
+    fabric = fabric or infer.make_fabric(precision=settings.precision)
     model, guide = build(settings, dataset)
-    split = dataset.train
+    # Where they are used: a step then waits for no copy.
+    split, held_out = (part.to(fabric.device) for part in (dataset.train, dataset.validation))
     loader = data.Batches(
         split.x,
         split.y,
@@ -174,7 +176,6 @@ def run(
         if len(part):
             infer.check_data(model, part.x, part.y, f"{name} data")
     rule = selection_rule(settings, Posterior(model, guide), split)
-    fabric = fabric or infer.make_fabric(precision=settings.precision)
     infer.launch(fabric)
     infer.on_first(fabric, partial(_begin, settings, out))
     try:
@@ -183,7 +184,6 @@ def run(
             net, seconds = _pretrained(settings, dataset, loader, out, resume, progress, fabric)
             model, guide = build(settings, dataset, net)
         posterior = Posterior(model, guide, split.x)
-        held_out = dataset.validation
         fitted = infer.fit(
             model,
             guide,

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_sparse import guides, models, nets
+from pyro_sparse import guides, likelihoods, models, nets
 from pyro_sparse.data import Batches
 from pyro_sparse.infer import ELBO, fit, make_fabric
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.posterior import Posterior
-from pyro_sparse.precision import autocast_suspended, network_autocast
+from pyro_sparse.precision import autocast_suspended, full_precision, network_autocast
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,38 @@ def test_suspended_and_taken_up_again():
         assert product() == torch.float32
     with autocast_suspended(CPU), network_autocast(CPU):
         assert product() == torch.float32
+
+
+def test_full_precision_switches_tf32_off_and_on_again():
+    """The switches are there without a CUDA device, too."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    with full_precision(CPU):
+        assert cudnn.allow_tf32 == before
+    with full_precision(torch.device("cuda")):
+        # The names of torch 2.9 do not mix with those before.
+        new = hasattr(cudnn, "conv")
+        assert cudnn.conv.fp32_precision == "ieee" if new else not cudnn.allow_tf32
+    assert cudnn.allow_tf32 == before
+
+
+def test_targets_are_not_rounded():
+    """A regression's targets keep their numbers: Fabric alone would round the whole batch."""
+    seen = []
+
+    class Remembering(likelihoods.Normal):
+        def forward(self, output, y, num_data):
+            seen.append(y)
+            return super().forward(output, y, num_data)
+
+    x, y = torch.randn(32, 3), torch.randn(32)
+    model = models.SpikeSlabGaussian(
+        nets.mlp([3, 4, 1]), x[:2], likelihood=Remembering(), num_data=32
+    )
+    fabric = make_fabric(accelerator="cpu", precision="bf16-mixed")
+    batches = Batches(x, y, 32, shuffle=False)
+    fit(model, guides.for_model(model), batches, epochs=1, progress=False, fabric=fabric)
+    assert torch.equal(seen[-1], y)
 
 
 class Spy(nn.Module):

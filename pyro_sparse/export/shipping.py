@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_sparse.models import SparseModel
 from pyro_sparse.posterior import Posterior, SelectionRule
+from pyro_sparse.precision import full_precision
 
 from .compact import compact_network, equivalence
 
@@ -75,7 +76,7 @@ def check_compact(
     example = next(iter(parameters.values()))
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn((3, *model.example_shape[1:]), generator=generator).to(example)
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(example.device):
         difference = equivalence(model.net, model.graph, parameters, keep, small, inputs)
         size = max(1.0, float(small(inputs.cpu()).abs().max()))
     # Sums over fewer terms round differently: about 1e-6 of the output in single precision.

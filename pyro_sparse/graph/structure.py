@@ -105,13 +105,6 @@ class _Part(NamedTuple):
     writer: ParameterSlice
 
 
-class _Places(NamedTuple):
-    """A parameter's parts, and its entries' places in them unless it is one part, in order."""
-
-    parts: list[_Part]
-    order: Tensor | None
-
-
 @dataclass(frozen=True)
 class Graph:
     """The groups of a network, in the order of its forward pass.
@@ -166,10 +159,9 @@ class Graph:
         }
 
     @functools.cached_property
-    def _places(self) -> dict[str, _Places]:
+    def _places(self) -> dict[str, list[_Part]]:
         """Where the numbers of every parameter stand."""
         parts: dict[str, list[_Part]] = {}
-        entries: dict[str, list[Tensor]] = {}
         for name, columns in self._layout.items():
             for number, (_, _, writer) in enumerate(columns):
                 shape = list(self.shapes[writer.parameter])
@@ -178,14 +170,17 @@ class Graph:
                     shape.insert(0, self[name].size * writer.block)
                 part = _Part(name, number, torch.Size(shape), writer)
                 parts.setdefault(writer.parameter, []).append(part)
-                entries.setdefault(writer.parameter, []).append(writer.entries(self[name].size))
-        places = {}
-        for parameter, found in parts.items():
-            order = None
-            if len(found) > 1 or found[0].writer.index is not None:
-                order = torch.cat(entries[parameter]).argsort()
-            places[parameter] = _Places(found, order)
-        return places
+        return parts
+
+    @functools.cached_property
+    def _order(self) -> dict[str, Tensor]:
+        """For parameters in several parts or out of order: their entries' places in the parts."""
+        order = {}
+        for parameter, parts in self._places.items():
+            if len(parts) > 1 or parts[0].writer.index is not None:
+                entries = [part.writer.entries(self[part.group].size) for part in parts]
+                order[parameter] = torch.cat(entries).argsort()
+        return order
 
     def row_length(self, name: str) -> int:
         """Numbers in a row of group ``name``: weights, biases, scales and shifts of all writers."""
@@ -231,7 +226,7 @@ class Graph:
                 )
             columns[name] = value.split_with_sizes(widths, 1) if len(widths) > 1 else (value,)
         parameters = {}
-        for parameter, (parts, order) in self._places.items():
+        for parameter, parts in self._places.items():
             if not all(part.group in columns for part in parts):
                 continue
             values = []
@@ -239,9 +234,10 @@ class Graph:
                 value = columns[part.group][part.number]
                 values.append(value if value.shape == part.shape else value.reshape(part.shape))
             value = values[0]
-            if order is not None:
-                order = order.to(value.device)
-                value = torch.cat(values)[order] if len(values) > 1 else value[order]
+            if parameter in self._order:
+                order = _moved(self._order, parameter, value.device)
+                value = torch.cat(values) if len(values) > 1 else value
+                value = value.index_select(0, order)
             dim = parts[0].writer.dim
             parameters[parameter] = value.movedim(0, dim) if dim else value
         for alias, name in self.aliases.items():
@@ -251,12 +247,14 @@ class Graph:
 
     @functools.cached_property
     def _gates(self) -> dict[str, Tensor]:
-        """Which columns of the rows a gate multiplies, ``(row length,)`` bool by group."""
+        """Which columns of the rows a gate multiplies, ``(row length,)`` bool, where not all."""
         gates = {}
         for name, columns in self._layout.items():
-            gates[name] = torch.zeros(self.row_length(name), dtype=torch.bool)
+            gating = torch.zeros(self.row_length(name), dtype=torch.bool)
             for start, stop, writer in columns:
-                gates[name][start:stop] = writer.gates
+                gating[start:stop] = writer.gates
+            if not gating.all():
+                gates[name] = gating
         return gates
 
     def gate_rows(self, name: str, rows: Tensor, gate: Tensor) -> Tensor:
@@ -267,10 +265,11 @@ class Graph:
         :param rows: ``(units, row length)``.
         :param gate: ``(units,)``.
         """
-        gating, gate = self._gates[self[name].name], gate.unsqueeze(-1)
-        if gating.all():
+        name, gate = self[name].name, gate.unsqueeze(-1)
+        if name not in self._gates:
             return rows * gate
-        return rows * torch.where(gating.to(gate.device), gate, torch.ones_like(gate))
+        gating = _moved(self._gates, name, gate.device)
+        return rows * torch.where(gating, gate, torch.ones_like(gate))
 
     def scale_columns(
         self, parameters: Mapping[str, Tensor], name: str, scale: Tensor
@@ -459,3 +458,10 @@ class Graph:
             text += ["", "parameters in no group:"]
             text += [f"  {name}: {reason}" for name, reason in self.ungrouped.items()]
         return "\n".join(text)
+
+
+def _moved(tensors: dict[str, Tensor], name: str, device: torch.device) -> Tensor:
+    """The tensor of that name on ``device``, where it stays: no step of training copies it."""
+    if tensors[name].device != device:
+        tensors[name] = tensors[name].to(device)
+    return tensors[name]

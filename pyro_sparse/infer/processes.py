@@ -83,6 +83,8 @@ def make_fabric(
                 f"devices={devices}, accelerator={accelerator!r}, strategy={strategy!r} cannot be "
                 f"had: {error}"
             ) from error
+    # Fabric would round the batch itself, targets included; autocast rounds what it multiplies.
+    fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
     if precision == "16-mixed" and fabric.device.type == "cpu":
         raise ValueError("precision '16-mixed' needs an accelerator; on the CPU use 'bf16-mixed'")
     return fabric

@@ -141,7 +141,8 @@ class Training:
         objective = Objective(model, guide, elbo)
         self.objective, self.stepper = fabric.setup(objective, recipe.optimizer)
         # A gradient scaler meets infinite gradients in its search for a scale, and skips them.
-        self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        self.precision: Any = fabric.strategy.precision
+        self.scaled = getattr(self.precision, "scaler", None) is not None
         self.retries: list[dict[str, Any]] = []  # of the running epoch
         self.running: _Running | None = None
 
@@ -153,6 +154,8 @@ class Training:
         Of several processes, all must ask for it.
         """
         progress: dict[str, Any] = {"history": self.run.history, "retries": self.retries}
+        if self.scaled:
+            progress["scaler"] = self.precision.state_dict()
         order = None
         if self.running is not None:
             progress["running"] = asdict(self.running)
@@ -177,6 +180,8 @@ class Training:
         set_random_states(self.fabric, state.tensors)
         self.run.history[:] = progress["history"]
         self.retries = progress.get("retries", [])
+        if self.scaled and "scaler" in progress:
+            self.precision.load_state_dict(progress["scaler"])
         running = progress.get("running")
         self.running = None if running is None else _Running(state.order(), **running)
 
@@ -295,9 +300,13 @@ class Training:
             raise self._divergence(x, y, *values[:3])
         norm = self.recipe.clip_norm
         if norm is not None:
-            self.fabric.clip_gradients(
-                self.objective, self.stepper, max_norm=norm, error_if_nonfinite=False
-            )
+            if self.scaled:  # Fabric refuses to, for optimisers that could do it in their step
+                self.precision.scaler.unscale_(self.stepper.optimizer)
+                torch.nn.utils.clip_grad_norm_(self.guide.parameters(), norm)
+            else:
+                self.fabric.clip_gradients(
+                    self.objective, self.stepper, max_norm=norm, error_if_nonfinite=False
+                )
         self.stepper.step()
         return values[:4]
 

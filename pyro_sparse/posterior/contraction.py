@@ -125,7 +125,7 @@ class _Included(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         law = base_law(msg["fn"])
         if isinstance(law, SpikeAndSlab):
-            self.probabilities[msg["name"]] = law.logits.detach().double().sigmoid()
+            self.probabilities[msg["name"]] = law.logits.detach().double().sigmoid().cpu()
             slab: Any = law.slab
             msg["fn"] = slab.to_event(len(slab.batch_shape))
 

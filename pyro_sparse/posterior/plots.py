@@ -243,6 +243,8 @@ def network(weights: Sequence[Tensor], keep: Sequence[Tensor], ax: Axes, *, most
         part = weight[shown[column + 1]][:, shown[column]].abs().double()
         opacity = (part / part.max().clamp_min(1e-12)).square()
         ends, starts = (opacity > 0.02).nonzero(as_tuple=True)
+        if not len(ends):  # nothing is left between these layers
+            continue
         lines = torch.stack(
             [
                 torch.stack([torch.full_like(heights[0][:1], column).expand(len(starts)),

@@ -19,6 +19,7 @@ from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.precision import full_precision
 
 from .calibration import (
     PredictiveCalibration,
@@ -237,7 +238,9 @@ class Posterior:
         return self.model.graph.masked_parameters(self.mean_parameters(), keep)
 
     @torch.no_grad()
-    def masked(self, x: Tensor, keep: Mapping[str, Tensor] | None = None) -> Tensor:
+    def masked(
+        self, x: Tensor, keep: Mapping[str, Tensor] | None = None, batch_size: int = 4096
+    ) -> Tensor:
         """The full-size network at posterior means with excluded units off.
 
         This is what the compact network must equal.
@@ -246,14 +249,16 @@ class Posterior:
             x: inputs.
                 Shape: (batch, ...).
             keep: masks by group; the default rule's when absent.
+            batch_size: examples that pass through the network at once.
 
         Returns:
             The network's raw output, ``(batch, ...)``, on the device of ``x``.
         """
         keep = self.keep() if keep is None else keep
         run = self._masked_network(keep, self.mean_parameters())
-        with evaluating(self.model.net):
-            return run(x.to(self._device)).to(x.device)
+        with evaluating(self.model.net), full_precision(self._device):
+            parts = [run(part.to(self._device)).to(x.device) for part in x.split(batch_size)]
+        return torch.cat(parts)
 
     def _masked_network(
         self, keep: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
@@ -305,7 +310,8 @@ class Posterior:
     def _estimate(self, run: Callable[[Tensor], Tensor]) -> None:
         if self._normalising:
             batches = (batch.to(self._device) for batch in self._normalising)
-            nets.estimate_statistics(self.model.net, run, batches)
+            with full_precision(self._device):
+                nets.estimate_statistics(self.model.net, run, batches)
 
     @torch.no_grad()
     def outputs(
@@ -330,7 +336,11 @@ class Posterior:
             ``(N, ...)``, on the device of ``x``.
         """
         model = self.model
-        with evaluating(model.net), nets.kept_statistics(model.net):
+        with (
+            evaluating(model.net),
+            nets.kept_statistics(model.net),
+            full_precision(self._device),
+        ):
             self._estimate(lambda batch: model.run(batch, rows, gate))
             parts = [
                 model.run(part.to(self._device), rows, gate).to(x.device)
@@ -458,7 +468,8 @@ class Posterior:
         """
         likelihood = self.model.likelihood
         ensemble = self.draws(x, num_samples)
-        compact = [(self.masked(x, keep), self.mean_latents())]
+        latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
+        compact = [(self.masked(x, keep), latents)]
         return {
             "ensemble": calibrate(likelihood, ensemble, y, target_scale),
             "compact": calibrate(likelihood, compact, y, target_scale),
@@ -560,6 +571,7 @@ class Posterior:
                 f"expected all {self.model.num_data} training examples, got {len(x)}: the "
                 "importance ratios are those of the whole posterior"
             )
+        x, y = x.to(self._device), y.to(self._device)
         return khat(self.model, self.guide, x, y, num_samples=num_samples, **options)
 
     # -- has it contracted -------------------------------------------------------------------------
