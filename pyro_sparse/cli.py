@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_sparse.names import AUTOGUIDES, PRECISIONS
 from pyro_sparse.zoo import ZOO
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--num-particles", type=click.IntRange(1), help="Draws of the guide a step."),
         click.option(
             "--guide",
-            type=click.Choice(["matched", "auto-normal", "auto-low-rank", "auto-delta"]),
+            type=click.Choice(["matched", *AUTOGUIDES]),
             help="The model's own guide, or one of Pyro's autoguides where all latents are "
             "continuous, to compare with. [default: matched]",
         ),
@@ -226,7 +227,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
+            type=click.Choice(PRECISIONS),
             help="Of the network's forward pass; with mixed, all else is in 32 bits.",
         ),
         click.option(
@@ -343,7 +344,7 @@ def fit(
             --no-python pyro-sparse fit ... --devices 4 --num-nodes 2
     """
     settings, places = _split_options(options)
-    from pyro_sparse import experiment, infer, report
+    from pyro_sparse import experiment, infer, report, table
 
     chosen = experiment.settings_for(model, strict=True, **settings)
     fabric = infer.make_fabric(
@@ -354,7 +355,7 @@ def fit(
         precision=chosen.precision,
     )
     if seeds > 1:
-        from pyro_sparse import comparison, table
+        from pyro_sparse import comparison
 
         summaries = comparison.run_seeds(
             chosen,
@@ -368,14 +369,17 @@ def fit(
         )
         if fabric.is_global_zero:
             report.print_comparison(chosen.data, table.tabulate(summaries))
-            click.echo(f"\nrun folders: {out}/seed-*; merge them with pyro-sparse analyse {out}")
+            click.echo(
+                f"\nrun folders: {out}/seed-*, all in {out / 'report.html'}; merge them with "
+                f"pyro-sparse analyse {out}"
+            )
         return
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
     summary = experiment.run(
         chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"], fabric=fabric
     )
     if fabric.is_global_zero:
-        report.print_table([summary])
+        report.print_comparison(chosen.data, table.tabulate([summary]))
         click.echo(f"\nrun folder: {out}")
 
 
@@ -521,8 +525,8 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
     \b
     Several runs of one model, or the folder that fit --seeds has written, are
     merged: inclusion probabilities with their spread over seeds, hidden units
-    matched, and scores of all draws together. Writes seeds.json and figures into
-    the folder that holds them.
+    matched, and scores of all draws together. Writes seeds.json, figures and
+    report.html into the folder that holds them.
 
     \b
     Example:
@@ -537,7 +541,7 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
         report.print_seeds(
             analysis.analyse_seeds(folders, out, root=data_root, draws=options["draws"])
         )
-        click.echo(f"{out / 'seeds.json'} and {out / 'figures'}")
+        click.echo(f"{out / 'seeds.json'} and {out / 'report.html'}")
         return
     (run,) = folders
     report.print_analysis(analysis.analyse(run, root=data_root, **options))

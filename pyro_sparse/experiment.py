@@ -460,7 +460,6 @@ def write_figures(
     if path:
         figures["free_energy"] = [lambda ax: plots.free_energy_path(path, ax)]
     figures |= _network_figures(posterior, posterior.keep() if keep is None else keep)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, panels in figures.items():
         page.write_figure(folder / f"{name}.png", *panels)
 
@@ -733,12 +732,10 @@ def bench(
         example = dataset.test.x[:1]
     result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
     infer.write_json(folder / "bench.json", result.to_dict())
-    _write_figure(
+    page.write_figure(
         folder / "bench.png",
-        [
-            lambda ax: export_plots.latencies(result, ax),
-            lambda ax: export_plots.speed_ups(result, ax),
-        ],
+        lambda ax: export_plots.latencies(result, ax),
+        lambda ax: export_plots.speed_ups(result, ax),
     )
     if exported:
         export.refresh_card(folder)
@@ -754,16 +751,3 @@ def _is_exported(folder: Path) -> bool:
         return "format" in infer.read_json(config)
     except ValueError as error:
         raise ValueError(f"{config} is not valid JSON: {error}") from error
-
-
-def _write_figure(path: Path, panels: Sequence[Callable[[Any], Any]]) -> None:
-    """A picture with the panels side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # No pyplot: its global state belongs to the user.
-    figure = Figure(figsize=(6.2 * len(panels), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for draw, ax in zip(panels, figure.subplots(1, len(panels)), strict=True):
-        draw(ax)
-    figure.savefig(path, dpi=130)
