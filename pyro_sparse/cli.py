@@ -606,10 +606,10 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     Example:
         pyro-sparse export runs/mnist --out small --onnx --pt2
     """
-    from pyro_sparse import experiment
+    from pyro_sparse import deployment
 
     options["draws"] = options["draws"] or 0
-    done = experiment.write_export(run, out, root=data_root, **options)
+    done = deployment.write_export(run, out, root=data_root, **options)
     kept = ", ".join(f"{name} {count}" for name, count in done["kept"].items())
     click.echo(f"{done['model']}: kept {kept}")
     click.echo(
@@ -617,7 +617,7 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
         f"masked against compact: {done['max_abs_diff_masked_compact']:.1e}"
     )
     if measure:
-        experiment.bench(out, seconds=1.0)
+        deployment.bench(out, seconds=1.0)
     click.echo(f"{out}: cd there and `from load import load; net = load('.')`; see README.md")
 
 
@@ -658,9 +658,9 @@ def bench(folder: Path, data_root: Path | None, **options: Any) -> None:
     Example:
         pyro-sparse bench small
     """
-    from pyro_sparse import experiment, report
+    from pyro_sparse import deployment, report
 
-    result = experiment.bench(folder, root=data_root, **options)
+    result = deployment.bench(folder, root=data_root, **options)
     report.print_bench(result)
     if len(result.versions) == 1:
         click.echo("ONNX Runtime is not installed: pip install 'pyro-sparse[onnx]'")

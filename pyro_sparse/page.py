@@ -18,7 +18,7 @@ from typing import Any
 from pyro_sparse.infer import read_json, write_text
 from pyro_sparse.names import UNDECIDED
 from pyro_sparse.posterior import plots
-from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Column, Table, by_entry, tabulate
+from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell, Column, Table, by_entry, tabulate
 
 __all__ = ["write_comparison", "write_figure", "write_run", "write_seeds"]
 
@@ -285,11 +285,7 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
     rows = [
         [
             "one run",
-            *(
-                f"{score.form.format(one[f'{score.key}_ensemble']['mean'])} ± "
-                f"{score.form.format(one[f'{score.key}_ensemble']['standard_error'])}"
-                for score in scores
-            ),
+            *(Cell(**one[f"{score.key}_ensemble"]).text(score.form) for score in scores),
         ],
         ["draws of all runs", *(score.text(merged["mixture"]) for score in scores)],
     ]

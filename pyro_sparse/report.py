@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_sparse.export import Benchmark
-from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS
+from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell
 from pyro_sparse.table import Table as ComparisonTable
 
 __all__ = [
@@ -205,9 +205,10 @@ def print_seeds(found: Mapping[str, Any], console: Console | None = None) -> Non
         scores.add_column(name, justify="right" if name else "left")
     for score in SCORES:
         if score.key in found["mixture"]:
-            cell = found["scores"][f"{score.key}_ensemble"]
-            one = f"{score.form.format(cell['mean'])}±{score.form.format(cell['standard_error'])}"
-            scores.add_row(score.title, one, score.text(found["mixture"]))
+            cell = Cell(**found["scores"][f"{score.key}_ensemble"])
+            scores.add_row(
+                score.title, cell.text(score.form, sign="±"), score.text(found["mixture"])
+            )
     _print(scores, console)
 
 

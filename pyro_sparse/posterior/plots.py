@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from pyro_sparse.names import UNDECIDED
@@ -469,13 +469,14 @@ def pit_histogram(transforms: Mapping[str, Tensor], ax: Axes, bins: int = 20) ->
 
 
 def _cost_axis(ax: Axes) -> None:
-    """MACs on a logarithmic axis, as 200k or 3M; between powers of ten only where there is one."""
+    """MACs on a logarithmic axis, as 200k or 3M; the shorter it is, the more of them."""
     ax.set_xscale("log")
     ax.set_xlabel("MACs of the compact network")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     low, high = ax.get_xlim()
-    minor = EngFormatter(sep="") if high < 10 * low else NullFormatter()
-    ax.xaxis.set_minor_formatter(minor)
+    if high < 100 * low:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_formatter(EngFormatter(sep="") if high < 3 * low else NullFormatter())
 
 
 def accuracy_against_cost(entries: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes) -> Axes:
