@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pyro_sparse import experiment, nets, report
+from pyro_sparse import deployment, nets, report
 from pyro_sparse.export import compact_network, equivalence, save
 from pyro_sparse.export.compact import readmitting
 from pyro_sparse.graph import Graph, groups
@@ -65,7 +65,7 @@ def main() -> None:
     with torch.no_grad():
         difference = export(net, torch.randn(8, *shape), options)
     print(f"masked against compact: {difference:.1e}")
-    report.print_bench(experiment.bench(options.folder, seconds=options.seconds))
+    report.print_bench(deployment.bench(options.folder, seconds=options.seconds))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from pyro_sparse import models
 
-from .automatic import AUTOGUIDES, Automatic
+from .automatic import Automatic
 from .base import GroupGuide, Reducible, SpikeSlabGuide
 from .deterministic import Deterministic
 from .families import LogNormalFamily
@@ -33,7 +33,6 @@ from .spike_slab_group_lasso import SpikeSlabGroupLasso
 from .turbo_markov import TurboMarkov
 
 __all__ = [
-    "AUTOGUIDES",
     "Automatic",
     "Deterministic",
     "GroupGuide",

@@ -23,17 +23,15 @@ from pyro_sparse.distributions import SpikeAndSlab
 from pyro_sparse.graph import Group
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.names import AUTOGUIDES
 
 from .base import GroupGuide
 
-__all__ = ["AUTOGUIDES", "Automatic"]
+__all__ = ["Automatic"]
 
-AUTOGUIDES: dict[str, Callable[..., AutoGuide]] = {
-    "auto-normal": AutoNormal,
-    "auto-low-rank": AutoLowRankMultivariateNormal,
-    "auto-delta": AutoDelta,
-}
-"""By the names of the command line."""
+CLASSES: dict[str, Callable[..., AutoGuide]] = dict(
+    zip(AUTOGUIDES, (AutoNormal, AutoLowRankMultivariateNormal, AutoDelta), strict=True)
+)
 
 
 class _Fixed(nn.Module):
@@ -82,7 +80,7 @@ class Automatic(GroupGuide):
         options: dict[str, Any] = {} if name == "auto-delta" else {"init_scale": initial_scale}
         init = init_to_value(values=means)
         with pyro.settings.context(module_local_params=True), torch.random.fork_rng([]):
-            self.auto = AUTOGUIDES[name](self._latents, init_loc_fn=init, **options)
+            self.auto = CLASSES[name](self._latents, init_loc_fn=init, **options)
             self.auto()  # makes the parameters
         if self.noise_precision is not None:
             median: Any = _Fixed(lambda: self._medians()["noise_precision"])

@@ -7,6 +7,7 @@ and two figures, and brings report.html up to date. `analyse_seeds` merges runs 
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,8 +235,8 @@ def analyse_seeds(
 ) -> dict[str, Any]:
     """What several runs of one model say together, on their test set.
 
-    Writes seeds.json and, with inclusion probabilities, figures/inclusion_over_seeds.png and
-    figures/co_inclusion.png into ``out``.
+    Writes seeds.json, report.html and, with inclusion probabilities,
+    figures/inclusion_over_seeds.png and figures/co_inclusion.png into ``out``.
 
     Args:
         folders: of at least two finished runs that differ in nothing but their seeds.
@@ -306,7 +307,6 @@ def analyse_seeds(
                 "missed": chosen.missed,
             }
         figures = out / "figures"
-        figures.mkdir(parents=True, exist_ok=True)
         page.write_figure(
             figures / "inclusion_over_seeds.png", lambda ax: plots.inclusion_over_seeds(merged, ax)
         )
@@ -314,6 +314,10 @@ def analyse_seeds(
         page.write_figure(figures / "co_inclusion.png", *panels[:4])
     out.mkdir(parents=True, exist_ok=True)
     infer.write_json(out / "seeds.json", result)
+    names = [os.path.relpath(folder, out) for folder in paths]
+    page.write_seeds(
+        out, [{**one, "run": name} for one, name in zip(summaries, names, strict=True)]
+    )
     return result
 
 
@@ -382,7 +386,6 @@ def _write_figures(
         name: one.reliability for name, one in calibration.items() if one.reliability is not None
     }
     transforms = {name: one.pit for name, one in calibration.items() if one.pit is not None}
-    folder.mkdir(exist_ok=True)
     page.write_figure(
         folder / "calibration.png",
         (lambda ax: plots.reliability_diagram(curves, ax))

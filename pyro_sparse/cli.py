@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_sparse.names import AUTOGUIDES, PRECISIONS
 from pyro_sparse.zoo import ZOO
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--num-particles", type=click.IntRange(1), help="Draws of the guide a step."),
         click.option(
             "--guide",
-            type=click.Choice(["matched", "auto-normal", "auto-low-rank", "auto-delta"]),
+            type=click.Choice(["matched", *AUTOGUIDES]),
             help="The model's own guide, or one of Pyro's autoguides where all latents are "
             "continuous, to compare with. [default: matched]",
         ),
@@ -232,7 +233,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
+            type=click.Choice(PRECISIONS),
             help="Of the network's forward pass; with mixed, all else is in 32 bits.",
         ),
         click.option(
@@ -349,7 +350,7 @@ def fit(
             --no-python pyro-sparse fit ... --devices 4 --num-nodes 2
     """
     settings, places = _split_options(options)
-    from pyro_sparse import experiment, infer, report
+    from pyro_sparse import experiment, infer, report, table
 
     chosen = experiment.settings_for(model, strict=True, **settings)
     fabric = infer.make_fabric(
@@ -360,7 +361,7 @@ def fit(
         precision=chosen.precision,
     )
     if seeds > 1:
-        from pyro_sparse import comparison, table
+        from pyro_sparse import comparison
 
         summaries = comparison.run_seeds(
             chosen,
@@ -374,14 +375,17 @@ def fit(
         )
         if fabric.is_global_zero:
             report.print_comparison(chosen.data, table.tabulate(summaries))
-            click.echo(f"\nrun folders: {out}/seed-*; merge them with pyro-sparse analyse {out}")
+            click.echo(
+                f"\nrun folders: {out}/seed-*, all in {out / 'report.html'}; merge them with "
+                f"pyro-sparse analyse {out}"
+            )
         return
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
     summary = experiment.run(
         chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"], fabric=fabric
     )
     if fabric.is_global_zero:
-        report.print_table([summary])
+        report.print_comparison(chosen.data, table.tabulate([summary]))
         click.echo(f"\nrun folder: {out}")
 
 
@@ -527,8 +531,8 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
     \b
     Several runs of one model, or the folder that fit --seeds has written, are
     merged: inclusion probabilities with their spread over seeds, hidden units
-    matched, and scores of all draws together. Writes seeds.json and figures into
-    the folder that holds them.
+    matched, and scores of all draws together. Writes seeds.json, figures and
+    report.html into the folder that holds them.
 
     \b
     Example:
@@ -543,7 +547,7 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
         report.print_seeds(
             analysis.analyse_seeds(folders, out, root=data_root, draws=options["draws"])
         )
-        click.echo(f"{out / 'seeds.json'} and {out / 'figures'}")
+        click.echo(f"{out / 'seeds.json'} and {out / 'report.html'}")
         return
     (run,) = folders
     report.print_analysis(analysis.analyse(run, root=data_root, **options))
@@ -608,10 +612,10 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     Example:
         pyro-sparse export runs/mnist --out small --onnx --pt2
     """
-    from pyro_sparse import experiment
+    from pyro_sparse import deployment
 
     options["draws"] = options["draws"] or 0
-    done = experiment.write_export(run, out, root=data_root, **options)
+    done = deployment.write_export(run, out, root=data_root, **options)
     kept = ", ".join(f"{name} {count}" for name, count in done["kept"].items())
     click.echo(f"{done['model']}: kept {kept}")
     click.echo(
@@ -619,7 +623,7 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
         f"masked against compact: {done['max_abs_diff_masked_compact']:.1e}"
     )
     if measure:
-        experiment.bench(out, seconds=1.0)
+        deployment.bench(out, seconds=1.0)
     click.echo(f"{out}: cd there and `from load import load; net = load('.')`; see README.md")
 
 
@@ -660,9 +664,9 @@ def bench(folder: Path, data_root: Path | None, **options: Any) -> None:
     Example:
         pyro-sparse bench small
     """
-    from pyro_sparse import experiment, report
+    from pyro_sparse import deployment, report
 
-    result = experiment.bench(folder, root=data_root, **options)
+    result = deployment.bench(folder, root=data_root, **options)
     report.print_bench(result)
     if len(result.versions) == 1:
         click.echo("ONNX Runtime is not installed: pip install 'pyro-sparse[onnx]'")

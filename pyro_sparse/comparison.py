@@ -46,6 +46,8 @@ __all__ = ["Comparison", "compare", "entry_settings", "latency", "measure", "run
 MOST_MACS = 2e11
 """Multiplications over all training examples above which a draw of the joint density is too dear to
 be repeated as often as bounds and k-hat need."""
+DRAWS, LEAST_DRAWS = 100, 30
+"""Draws for bounds and k-hat, and how few they may be where each is dear."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,7 +363,8 @@ def run_seeds(
 ) -> list[dict[str, Any]]:
     """One model with several seeds, each in the run folder ``out/seed-K``; returns the summaries.
 
-    Arguments as of `compare` and :func:`~pyro_sparse.experiment.run`.
+    Writes ``out/report.html`` of them all, which `analysis.analyse_seeds` adds to. Arguments as of
+    `compare` and :func:`~pyro_sparse.experiment.run`.
 
     Raises:
         ValueError: before any training, where ``out`` is taken or the settings are wrong.
@@ -377,9 +380,10 @@ def run_seeds(
         if progress:
             print(f"seed {one.seed}", flush=True)
         dataset = load_data(one, root, download)
-        summaries.append(
-            run(one, folder, dataset=dataset, resume=resume, progress=progress, fabric=fabric)
-        )
+        summary = run(one, folder, dataset=dataset, resume=resume, progress=progress, fabric=fabric)
+        summaries.append({**summary, "run": folder.name})
+        if fabric is None or fabric.is_global_zero:
+            page.write_seeds(out, summaries)
     return summaries
 
 
@@ -387,7 +391,7 @@ def run_seeds(
 
 
 def measure(
-    settings: Settings, posterior: Posterior, dataset: Dataset, draws: int = 100
+    settings: Settings, posterior: Posterior, dataset: Dataset, draws: int | None = None
 ) -> dict[str, float]:
     """What `compare` adds to a run's summary, of the final guide.
 
@@ -403,20 +407,19 @@ def measure(
         settings: of the run.
         posterior: of the run.
         dataset: its data.
-        draws: for bounds and k-hat.
+        draws: for bounds and k-hat; at most `DRAWS` when absent, fewer of large data.
     """
     model, guide, train = posterior.model, posterior.guide, dataset.train
     found: dict[str, float] = {}
     macs = nets.count_macs(model.net, train.x[:1]) * len(train)
     bound = zoo.find(settings.model).bayesian and settings.guide != "auto-delta"
     if bound and macs <= MOST_MACS:
+        draws = draws or max(LEAST_DRAWS, min(DRAWS, int(5 * MOST_MACS / macs)))
         with torch.random.fork_rng([]):
             torch.manual_seed(settings.seed)
             ratios = log_weights(model, guide, train.x, train.y, num_samples=draws)
         found["elbo"] = float(ratios.mean()) / len(train)
-        found["importance_weighted_elbo"] = importance_weighted_elbo(ratios, draws // 10)[0] / len(
-            train
-        )
+        found["importance_weighted_elbo"] = importance_weighted_elbo(ratios, 10)[0] / len(train)
         found["khat"] = pareto_k(ratios)
     size = settings.batch_size
     noise = infer.gradient_variance(

@@ -1,11 +1,18 @@
-"""One way to say that a name is not known."""
+"""Names and words that several parts share, without torch; one way to say a name is not known."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["nearest"]
+__all__ = ["AUTOGUIDES", "PRECISIONS", "UNDECIDED", "nearest"]
+
+AUTOGUIDES = ("auto-normal", "auto-low-rank", "auto-delta")
+"""Pyro's own guides, see `pyro_sparse.guides.Automatic`."""
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Of the network's forward pass in training; with ``mixed``, everything else is in float32."""
+UNDECIDED = (0.05, 0.95)
+"""Inclusion probabilities between which a unit counts as undecided."""
 
 
 def nearest(kind: str, name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page of a run or of a comparison, and tables as CSV and LaTeX.
+"""report.html: one self-contained page of a run, of seeds or of a comparison; CSV and LaTeX.
 
 A page is a function of the JSON files and pictures in its folder, so it can be written again
 whenever one of them is new. Pictures are embedded, the style is inline, there is no script and
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pyro_sparse.infer import read_json, write_text
+from pyro_sparse.names import UNDECIDED
 from pyro_sparse.posterior import plots
-from pyro_sparse.table import SECTIONS, Table, entry_of
+from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell, Column, Table, by_entry, tabulate
 
-__all__ = ["write_comparison", "write_figure", "write_run"]
+__all__ = ["write_comparison", "write_figure", "write_run", "write_seeds"]
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #5b6470; --line: #d9dee4; --wash: #f5f7f9;
@@ -87,28 +88,14 @@ CAPTIONS = {
     "units": "Units of each layer over epochs.",
     "free_energy": "Free energy along passes of pruning and training.",
     "calibration": "Predicted against observed: how far the probabilities can be believed.",
+    "inclusion_over_seeds": "Inclusion probability of every unit, mean over seeds with two "
+    "standard errors; hidden units of different seeds are matched first.",
+    "co_inclusion": "Pairs of units that are in together more often (orange) or less often "
+    "(purple) over seeds than if they were independent.",
     "size": "The compact network at other numbers of units, by the same measure of importance; all "
     "on the test set, none is selected by it.",
 }
 
-SCORES = (
-    ("accuracy", "accuracy", "{:.2%}"),
-    ("rmse", "RMSE", "{:.4g}"),
-    ("nll", "NLL", "{:.4f}"),
-    ("ece", "ECE", "{:.4f}"),
-)
-FURTHER = (
-    ("brier", "Brier score", "{:.4f}"),
-    ("ece", "ECE", "{:.4f}"),
-    ("entropy", "entropy (nats)", "{:.4f}"),
-    ("mutual_information", "mutual information (nats)", "{:.4f}"),
-    ("crps", "CRPS", "{:.4g}"),
-    ("coverage_50", "50 % interval holds", "{:.1%}"),
-    ("coverage_80", "80 %", "{:.1%}"),
-    ("coverage_90", "90 %", "{:.1%}"),
-    ("coverage_95", "95 %", "{:.1%}"),
-    ("width_95", "width of 95 %", "{:.4g}"),
-)
 NETWORKS = {
     "ensemble": "ensemble of posterior draws",
     "compact": "compact network (shipped)",
@@ -145,14 +132,10 @@ def write_run(folder: Path) -> Path:
 
 
 def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> list[str]:
-    columns = [(key, name, form) for key, name, form in SCORES if f"{key}_compact" in summary]
+    columns = _scores_in(summary, "compact")
     rows = [
-        [NETWORKS[which], *(form.format(summary[f"{key}_{which}"]) for key, _, form in columns)]
+        [NETWORKS[which], *(column.text(summary, which) for column in columns)]
         for which in ("ensemble", "compact")
-    ]
-    units = [
-        [name, str(size), str(summary["kept"][name]), str(summary["undecided"][name])]
-        for name, size in summary["units"].items()
     ]
     size = [
         [
@@ -164,12 +147,13 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
         for key, title in (("params", "parameters"), ("macs", "MACs for one input"))
     ]
     difference = summary["max_abs_diff_masked_compact"]
+    low, high = UNDECIDED
     parts = [
         "<h2>How good</h2>",
-        _table(["", *(name for _, name, _ in columns)], rows, _on_the_test_set(columns)),
+        _table(["", *(column.title for column in columns)], rows, _on_the_test_set(columns)),
         "<h2>How small</h2>",
         _table(["", "dense", "compact", "ratio"], size),
-        _table(["layer", "units", "kept", "undecided"], units, _undecided()),
+        _units(summary, f"Undecided: inclusion probability between {low} and {high}."),
         f"<p class=soft>The full-size network with the other units switched off computes the same: "
         f"largest difference {difference:.1e}.</p>",
     ]
@@ -178,11 +162,11 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
 
 def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
     calibration = analysis["calibration"]
-    columns = [c for c in FURTHER if any(c[0] in row for row in calibration.values())]
+    columns = [one for one in CALIBRATION if any(one.key in row for row in calibration.values())]
     rows = [
         [
             f"{row['draws']} {NETWORKS[which]}" if which == "members" else NETWORKS[which],
-            *(form.format(row[key]) for key, _, form in columns),
+            *(column.text(row) for column in columns),
         ]
         for which, row in calibration.items()
     ]
@@ -198,21 +182,21 @@ def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
         for group in analysis["groups"]
         if group["expected"] is not None
     ]
-    curve, score = analysis["curve"], analysis["score"]
-    form = "{:.2%}" if score == "accuracy" else "{:.4g}"
+    (score,) = (one for one in SCORES if one.key == analysis["score"])
+    curve = analysis["curve"]
     points = [
         [
             f"{sum(point['kept'].values())}" + (" (the run's)" if point["own"] else ""),
             "-".join(str(kept) for kept in point["kept"].values()),
             f"{point['params']:,}",
             f"{point['macs']:,}",
-            form.format(point[score]),
+            score.text(point),
             f"{point['nll']:.4f}",
         ]
         for point in curve
     ]
-    title = "accuracy" if score == "accuracy" else "RMSE"
-    parts = ["<h2>How far to believe it</h2>", _table(["", *(c[1] for c in columns)], rows)]
+    titles = [column.title for column in columns]
+    parts = ["<h2>How far to believe it</h2>", _table(["", *titles], rows)]
     if analysis.get("outside"):
         outside = analysis["outside"]
         parts.append(
@@ -233,7 +217,7 @@ def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
         *parts,
         "<h2>Other sizes</h2>",
         _table(
-            ["units", "by layer", "parameters", "MACs", title, "NLL"],
+            ["units", "by layer", "parameters", "MACs", score.title, "NLL"],
             points,
             f"Compact networks of the units with the largest {analysis['measure']}, test set.",
         ),
@@ -242,23 +226,110 @@ def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
 
 def _facts(summary: Mapping[str, Any]) -> str:
     kept, units = sum(summary["kept"].values()), sum(summary["units"].values())
-    if "accuracy_compact" in summary:
-        score = [
-            (f"{summary['accuracy_compact']:.2%}", "accuracy, compact network"),
-            (f"{summary['accuracy_ensemble']:.2%}", "accuracy, ensemble"),
-        ]
-    else:
-        score = [
-            (f"{summary['rmse_compact']:.4g}", "RMSE, compact network"),
-            (f"{summary['rmse_ensemble']:.4g}", "RMSE, ensemble"),
-        ]
+    score = _scores_in(summary, "compact")[0]
     facts = [
-        *score,
+        (score.text(summary, "compact"), f"{score.title}, compact network"),
+        (score.text(summary, "ensemble"), f"{score.title}, ensemble"),
         (f"{kept} of {units}", "units kept"),
         (_ratio(summary["macs_dense"], summary["macs_compact"]), "fewer MACs than dense"),
     ]
-    items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in facts)
-    return f"<ul class=facts>{items}</ul>"
+    return _list_of(facts)
+
+
+# -- several seeds ---------------------------------------------------------------------------------
+
+
+def write_seeds(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> Path:
+    """Write report.html of several runs of one model, from their summaries and seeds.json.
+
+    Args:
+        folder: to write into; seeds.json and figures/ are there after `analysis.analyse_seeds`.
+        summaries: of the runs, at least one, each with its ``run`` folder's name.
+    """
+    merged = _json(folder / "seeds.json") if (folder / "seeds.json").is_file() else None
+    table, first = tabulate(summaries), summaries[0]
+    title = f"{first['model']} on {first['data']}, {len(summaries)} seeds"
+    scores = _scores_in(first, "compact")
+    rows = [
+        [
+            str(summary["run"]),
+            *(score.text(summary, of) for score in scores for of in ("compact", "ensemble")),
+            "-".join(map(str, summary["kept"].values())),
+            "-".join(map(str, summary["undecided"].values())),
+            f"{summary['macs_compact']:,}",
+            f"{summary['train_seconds']:.0f}",
+        ]
+        for summary in summaries
+    ]
+    heads = [f"{score.title} {of}" for score in scores for of in ("compact", "ensemble")]
+    parts = [
+        _header(title, table.subtitle),
+        *([] if merged is None else _merged_sections(merged)),
+        *_comparison_sections(table),
+        "<h2>Run by run</h2>",
+        _table(
+            ["run", *heads, "kept", "undecided", "MACs", "seconds"],
+            rows,
+            f"{_on_the_test_set(scores)} Every run folder has a report of its own.",
+        ),
+    ]
+    if merged is not None and merged["groups"]:
+        parts += ["<h2>Figures</h2>", _figures(folder / "figures")]
+    return _write(folder / "report.html", title, parts)
+
+
+def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
+    """What seeds.json says: scores of all draws together, and what the seeds agree on."""
+    scores = [score for score in SCORES if score.key in merged["mixture"]]
+    one = merged["scores"]
+    rows = [
+        [
+            "one run",
+            *(Cell(**one[f"{score.key}_ensemble"]).text(score.form) for score in scores),
+        ],
+        ["draws of all runs", *(score.text(merged["mixture"]) for score in scores)],
+    ]
+    parts = [
+        "<h2>Draws of all runs together</h2>",
+        _table(
+            ["ensemble of", *(score.title for score in scores)],
+            rows,
+            f"{merged['draws']} draws a run. ±: standard error over runs.",
+        ),
+    ]
+    groups = [
+        [
+            group["group"],
+            str(group["units"]),
+            str(group["always"]),
+            str(group["sometimes"]),
+            f"{group['expected']:.1f} ± {group['standard_error']:.1f}",
+            f"{group['largest_error']:.3f}",
+        ]
+        for group in merged["groups"]
+    ]
+    if groups:
+        parts += [
+            "<h2>What the seeds agree on</h2>",
+            _table(
+                ["layer", "units", "in all", "in some", "expected", "largest s.e."],
+                groups,
+                "Hidden units of different runs are matched. In all, in some: inclusion "
+                "probability > ½. Expected: number of units that are in; largest s.e.: of the "
+                "inclusion probability of a unit.",
+            ),
+        ]
+    if merged["inputs"] is not None:
+        chosen = merged["inputs"]
+        parts.append(
+            f"<p>Inputs within a false-discovery rate of 5 %: {_joined(chosen['selected'])}; "
+            f"expected missed: {chosen['missed']:.2f}.</p>"
+        )
+    return parts
+
+
+def _joined(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"
 
 
 # -- a comparison ----------------------------------------------------------------------------------
@@ -276,22 +347,12 @@ def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]], table
     _write_csv(folder / "compare.csv", summaries)
     _write_latex(folder / "compare.tex", table)
     figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
-    write_figure(figures / "pareto.png", lambda ax: plots.accuracy_against_cost(summaries, ax))
-    entries: dict[str, list[Mapping[str, Any]]] = {}
-    for summary in summaries:
-        entries.setdefault(entry_of(summary), []).append(summary)
+    entries = by_entry(summaries)
+    write_figure(figures / "pareto.png", lambda ax: plots.accuracy_against_cost(entries, ax))
     title = f"{len(entries)} model{'s' if len(entries) > 1 else ''} on {first['data']}"
-    parts = [_header(title, table.subtitle)]
-    for section in SECTIONS:
-        titles, lines = table.section(section)
-        if titles:
-            rows = [[entry, *cells] for entry, cells in lines.items()]
-            parts += [
-                f"<h2>{section.title}</h2>",
-                _table(["model", *titles], rows, f"{section.note} {table.footnote}"),
-            ]
-    parts += [
+    parts = [
+        _header(title, table.subtitle),
+        *_comparison_sections(table),
         "<h2>Accuracy against cost</h2>"
         if "accuracy_compact" in first
         else "<h2>Error and cost</h2>",
@@ -304,16 +365,24 @@ def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]], table
             f"<h2>{escape(entry)}</h2>",
             shown,
             _facts(runs[0]),
-            _table(
-                ["layer", "units", "kept", "undecided"],
-                [
-                    [name, str(size), str(runs[0]["kept"][name]), str(runs[0]["undecided"][name])]
-                    for name, size in runs[0]["units"].items()
-                ],
-            ),
+            _units(runs[0]),
             _figures(own / "figures"),
         ]
     return _write(folder / "report.html", title, parts)
+
+
+def _comparison_sections(table: Table) -> list[str]:
+    """A table a section, one row an entry."""
+    parts = []
+    for section in SECTIONS:
+        titles, lines = table.section(section)
+        if titles:
+            rows = [[entry, *cells] for entry, cells in lines.items()]
+            parts += [
+                f"<h2>{section.title}</h2>",
+                _table(["model", *titles], rows, f"{section.note} {table.footnote}"),
+            ]
+    return parts
 
 
 def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
@@ -379,20 +448,34 @@ def write_figure(path: Path, *panels: Callable[[Any], Any]) -> None:
     FigureCanvasAgg(figure)
     for draw, ax in zip(panels, figure.subplots(len(panels), squeeze=False).flat, strict=True):
         draw(ax)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
 # -- parts of a page -------------------------------------------------------------------------------
 
 
-def _on_the_test_set(columns: Sequence[tuple[str, str, str]]) -> str:
-    ece = any(key == "ece" for key, _, _ in columns)
+def _scores_in(values: Mapping[str, Any], of: str) -> list[Column]:
+    return [score for score in SCORES if f"{score.key}_{of}" in values]
+
+
+def _on_the_test_set(columns: Sequence[Column]) -> str:
+    ece = any(column.key == "ece" for column in columns)
     note = "On the test set; NLL: negative log-likelihood, nats per example"
     return note + ("; ECE: expected calibration error, 15 bins." if ece else ".")
 
 
-def _undecided() -> str:
-    return "Undecided: inclusion probability between 0.05 and 0.95."
+def _units(summary: Mapping[str, Any], note: str = "") -> str:
+    rows = [
+        [name, str(size), str(summary["kept"][name]), str(summary["undecided"][name])]
+        for name, size in summary["units"].items()
+    ]
+    return _table(["layer", "units", "kept", "undecided"], rows, note)
+
+
+def _list_of(facts: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in facts)
+    return f"<ul class=facts>{items}</ul>"
 
 
 def _ratio(dense: float, compact: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_sparse.export import Benchmark
-from pyro_sparse.table import SECTIONS
+from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell
 from pyro_sparse.table import Table as ComparisonTable
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "print_bench",
     "print_comparison",
     "print_seeds",
-    "print_table",
 ]
 
 
@@ -45,44 +44,6 @@ def _count(number: int) -> str:
 
 def _joined(values: Mapping[str, int]) -> str:
     return "-".join(str(value) for value in values.values())
-
-
-def print_table(summaries: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """One row a model: ensemble beside compact, what was kept, and what it cost."""
-    classification = "accuracy_ensemble" in summaries[0]
-    first = summaries[0]
-    table = Table(
-        title=f"{first['data']}, {first['net']} ({_joined(first['units'])} units), "
-        f"{first['epochs']} epochs, seed {first['seed']}",
-        caption="ens: mean of 20 posterior draws; compact: the one pruned network that is shipped",
-    )
-    table.add_column("model")
-    scores = (
-        [("accuracy", "accuracy", "{:.2%}"), ("NLL", "nll", "{:.3f}"), ("ECE", "ece", "{:.3f}")]
-        if classification
-        else [("RMSE", "rmse", "{:.4g}"), ("NLL", "nll", "{:.3f}")]
-    )
-    for title, _, _ in scores:
-        table.add_column(f"{title}\nens", justify="right")
-        table.add_column(f"{title}\ncompact", justify="right")
-    for title in ("kept", "undecided", "parameters", "MACs", "seconds"):
-        table.add_column(title, justify="right")
-    for summary in summaries:
-        cells = [
-            form.format(summary[f"{key}_{which}"])
-            for _, key, form in scores
-            for which in ("ensemble", "compact")
-        ]
-        table.add_row(
-            summary["model"],
-            *cells,
-            _joined(summary["kept"]),
-            _joined(summary["undecided"]),
-            _count(summary["params_compact"]),
-            _count(summary["macs_compact"]),
-            f"{summary['train_seconds']:.0f}",
-        )
-    _print(table, console)
 
 
 def print_comparison(
@@ -179,28 +140,12 @@ def print_analysis(analysis: Mapping[str, Any], console: Console | None = None) 
     for name in which:
         members = f"{analysis['members']} compact draws"
         scores.add_column(members if name == "members" else name, justify="right")
-    for title, key, form in (
-        ("accuracy", "accuracy", "{:.2%}"),
-        ("RMSE", "rmse", "{:.4g}"),
-        ("NLL (nats)", "nll", "{:.4f}"),
-    ):
-        if f"{key}_compact" in analysis["scores"]:
-            cells = [form.format(analysis["scores"][f"{key}_{one}"]) for one in which]
-            scores.add_row(title, *cells)
-    for title, key, form in (
-        ("Brier score", "brier", "{:.4f}"),
-        ("ECE", "ece", "{:.4f}"),
-        ("predictive entropy", "entropy", "{:.4f}"),
-        ("mutual information", "mutual_information", "{:.4f}"),
-        ("CRPS", "crps", "{:.4g}"),
-        ("50 % interval holds", "coverage_50", "{:.1%}"),
-        ("80 % interval holds", "coverage_80", "{:.1%}"),
-        ("90 % interval holds", "coverage_90", "{:.1%}"),
-        ("95 % interval holds", "coverage_95", "{:.1%}"),
-        ("its mean width", "width_95", "{:.4g}"),
-    ):
-        if key in analysis["calibration"]["compact"]:
-            scores.add_row(title, *(form.format(analysis["calibration"][w][key]) for w in which))
+    calibrated = [one for one in CALIBRATION if one.key in analysis["calibration"]["compact"]]
+    for score in SCORES:
+        if f"{score.key}_compact" in analysis["scores"] and score.key != "ece":
+            scores.add_row(score.title, *(score.text(analysis["scores"], one) for one in which))
+    for column in calibrated:
+        scores.add_row(column.title, *(column.text(analysis["calibration"][w]) for w in which))
     _print(scores, console)
     if analysis["outside"]:
         outside = analysis["outside"]
@@ -210,16 +155,15 @@ def print_analysis(analysis: Mapping[str, Any], console: Console | None = None) 
         )
 
     sizes = _plain_table(f"compact networks by {analysis['measure']}; *: the run's own")
-    score = analysis["score"]
-    title = "accuracy" if score == "accuracy" else "RMSE"
-    for name in ("units", "parameters", "MACs", title, "NLL"):
+    (score,) = (one for one in SCORES if one.key == analysis["score"])
+    for name in ("units", "parameters", "MACs", score.title, "NLL"):
         sizes.add_column(name, justify="left" if name == "units" else "right")
     for point in analysis["curve"]:
         sizes.add_row(
             _joined(point["kept"]) + (" *" if point["own"] else ""),
             _count(point["params"]),
             _count(point["macs"]),
-            f"{point[score]:.2%}" if score == "accuracy" else f"{point[score]:.4g}",
+            score.text(point),
             f"{point['nll']:.4f}",
         )
     _print(sizes, console)
@@ -259,16 +203,12 @@ def print_seeds(found: Mapping[str, Any], console: Console | None = None) -> Non
     scores = _plain_table("test set")
     for name in ("", "one run", "draws of all"):
         scores.add_column(name, justify="right" if name else "left")
-    for title, key, form in (
-        ("accuracy", "accuracy", "{:.2%}"),
-        ("RMSE", "rmse", "{:.4g}"),
-        ("NLL (nats)", "nll", "{:.4f}"),
-        ("ECE", "ece", "{:.4f}"),
-    ):
-        if key in found["mixture"]:
-            cell = found["scores"][f"{key}_ensemble"]
-            one = f"{form.format(cell['mean'])}±{form.format(cell['standard_error'])}"
-            scores.add_row(title, one, form.format(found["mixture"][key]))
+    for score in SCORES:
+        if score.key in found["mixture"]:
+            cell = Cell(**found["scores"][f"{score.key}_ensemble"])
+            scores.add_row(
+                score.title, cell.text(score.form, sign="±"), score.text(found["mixture"])
+            )
     _print(scores, console)
 
 

@@ -107,7 +107,7 @@ class Settings:
             :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
             throughout.
         guide: ``"matched"``, the model's own, or one of
-            :data:`pyro_sparse.guides.automatic.AUTOGUIDES`, for models with continuous latents;
+            :data:`pyro_sparse.names.AUTOGUIDES`, for models with continuous latents;
             nothing is pruned then.
         variance, initial_scale, inclusion, inclusion_draws, noise_draws, last_layer: see the
             guides.
@@ -127,7 +127,7 @@ class Settings:
         validation: share of the training set that is held out for the validation curve.
         augment: shift and mirror training images at random.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
-        precision: of the network's forward pass in training, see `infer.PRECISIONS`.
+        precision: of the network's forward pass in training, see `pyro_sparse.names`.
         retries: how often training may go back after a divergence, see `fit`.
         split: of data sets that come with several.
         seed: of the validation split, the initial weights, the batches and the noise.

@@ -10,9 +10,22 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["COLUMNS", "SECTIONS", "Cell", "Column", "Section", "Table", "entry_of", "tabulate"]
+from pyro_sparse.names import UNDECIDED
+
+__all__ = [
+    "CALIBRATION",
+    "COLUMNS",
+    "SCORES",
+    "SECTIONS",
+    "Cell",
+    "Column",
+    "Section",
+    "Table",
+    "by_entry",
+    "tabulate",
+]
 
 
 @dataclass(frozen=True)
@@ -36,22 +49,41 @@ class Column:
         value = summary.get(self.key)
         return None if value is None else float(value)
 
+    def text(self, values: Mapping[str, Any], of: str = "") -> str:
+        """The number under this key, followed by ``_of`` where given, in its form."""
+        return self.form.format(values[f"{self.key}_{of}" if of else self.key])
 
-_OF = ("ensemble", "compact")
 
+SCORES = (
+    Column("accuracy", "accuracy", "{:.2%}", 1),
+    Column("rmse", "RMSE", "{:.4g}", -1),
+    Column("nll", "NLL", "{:.3f}", -1),
+    Column("ece", "ECE", "{:.3f}", -1),
+)
+"""On the test set; a summary has each of the ensemble and of the compact network."""
 
-def _both(key: str, title: str, form: str, better: int) -> tuple[Column, Column]:
-    return (
-        Column(f"{key}_ensemble", f"{title} ens.", form, better),
-        Column(f"{key}_compact", f"{title} comp.", form, better),
-    )
+CALIBRATION = (
+    Column("brier", "Brier score", "{:.4f}"),
+    Column("ece", "ECE", "{:.4f}"),
+    Column("entropy", "entropy (nats)", "{:.4f}"),
+    Column("mutual_information", "mutual information (nats)", "{:.4f}"),
+    Column("crps", "CRPS", "{:.4g}"),
+    Column("coverage_50", "50 % interval holds", "{:.1%}"),
+    Column("coverage_80", "80 % interval holds", "{:.1%}"),
+    Column("coverage_90", "90 % interval holds", "{:.1%}"),
+    Column("coverage_95", "95 % interval holds", "{:.1%}"),
+    Column("width_95", "its mean width", "{:.4g}"),
+)
+"""What analysis.json says of a predictor's calibration."""
 
+_OF = {"ensemble": "ens.", "compact": "comp."}
 
 COLUMNS = (
-    *_both("accuracy", "accuracy", "{:.2%}", 1),
-    *_both("rmse", "RMSE", "{:.4g}", -1),
-    *_both("nll", "NLL", "{:.3f}", -1),
-    *_both("ece", "ECE", "{:.3f}", -1),
+    *(
+        Column(f"{score.key}_{of}", f"{score.title} {short}", score.form, score.better)
+        for score in SCORES
+        for of, short in _OF.items()
+    ),
     Column("elbo", "ELBO", "{:.3f}", 1),
     Column("importance_weighted_elbo", "IW-ELBO", "{:.3f}", 1),
     Column("khat", "k-hat", "{:.2f}"),
@@ -85,7 +117,7 @@ class Section:
 SECTIONS = (
     Section(
         "How good",
-        tuple(f"{key}_{of}" for key in ("accuracy", "rmse", "nll", "ece") for of in _OF),
+        tuple(f"{score.key}_{of}" for score in SCORES for of in _OF),
         "Test set; ens.: mean of posterior draws, comp.: the one pruned network that is shipped. "
         "NLL: negative log-likelihood, nats per example; ECE: expected calibration error.",
     ),
@@ -95,7 +127,8 @@ SECTIONS = (
             *("kept", "undecided", "params_compact", "macs_compact"),
             *("latency_torch_ms", "latency_onnx_ms", "train_seconds"),
         ),
-        "Kept and undecided (inclusion probability between 0.05 and 0.95): units by layer. "
+        f"Kept and undecided (inclusion probability between {UNDECIDED[0]} and {UNDECIDED[1]}): "
+        "units by layer. "
         "Milliseconds: the compact network, one input, one thread. Seconds: of training.",
     ),
     Section(
@@ -214,9 +247,15 @@ class Table:
         }
 
 
-def entry_of(summary: Mapping[str, Any]) -> str:
-    """What a run is called in a comparison: its model, with the settings that were given to it."""
-    return str(summary.get("entry", summary["model"]))
+Summary = TypeVar("Summary", bound=Mapping[str, Any])
+
+
+def by_entry(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
+    """Runs by what they are called in a comparison: their model, with settings of its own."""
+    entries: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        entries.setdefault(summary.get("entry", summary["model"]), []).append(summary)
+    return entries
 
 
 def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None) -> Table:
@@ -237,14 +276,14 @@ def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
-    by_entry: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for summary in summaries:
-        by_entry.setdefault(entry_of(summary), {})[summary["seed"]] = summary
-    first = next(iter(by_entry))
+    entries = {
+        entry: {one["seed"]: one for one in runs} for entry, runs in by_entry(summaries).items()
+    }
+    first = next(iter(entries))
     baseline = first if baseline is None else baseline
-    if baseline not in by_entry:
-        raise ValueError(f"expected a baseline among {', '.join(by_entry)}, got {baseline!r}")
-    rows: dict[str, dict[str, Cell]] = {entry: {} for entry in by_entry}
+    if baseline not in entries:
+        raise ValueError(f"expected a baseline among {', '.join(entries)}, got {baseline!r}")
+    rows: dict[str, dict[str, Cell]] = {entry: {} for entry in entries}
     columns = []
     for column in COLUMNS:
         values = {
@@ -253,7 +292,7 @@ def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None
                 for seed, one in runs.items()
                 if (value := column.value(one)) is not None and math.isfinite(value)
             }
-            for entry, runs in by_entry.items()
+            for entry, runs in entries.items()
         }
         if not any(values.values()):
             continue
@@ -275,7 +314,7 @@ def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None
                 )
     return Table(
         rows=rows,
-        seeds={entry: list(runs) for entry, runs in by_entry.items()},
+        seeds={entry: list(runs) for entry, runs in entries.items()},
         columns=tuple(columns),
         baseline=baseline,
         trained=", ".join(
@@ -283,7 +322,7 @@ def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None
             for key, unit in (("net", ""), ("epochs", " epochs"))
         ),
         layers={
-            key: {entry: _by_layer(list(runs.values()), key) for entry, runs in by_entry.items()}
+            key: {entry: _by_layer(list(runs.values()), key) for entry, runs in entries.items()}
             for key in ("kept", "undecided")
         },
         jobs=max(one.get("jobs", 1) for one in summaries),

@@ -185,10 +185,12 @@ def test_fit_and_analyse_several_seeds(tmp_path):
     out = tmp_path / "seeds"
     output = succeed("fit", "ss-ig", *TINY, "--seeds", 2, "--out", out)
     assert "seeds 0, 1" in output
-    assert {path.name for path in out.iterdir()} == {"seed-0", "seed-1"}
+    assert {path.name for path in out.iterdir()} == {"seed-0", "seed-1", "report.html"}
+    assert "What the seeds agree on" not in (out / "report.html").read_text()
     output = succeed("analyse", out, "--draws", 2)
     assert "units, 2 seeds, matched" in output
     assert str(out / "seeds.json") in output
+    assert "What the seeds agree on" in (out / "report.html").read_text()
     assert [run["seed"] for run in read(out / "seeds.json")["runs"]] == [0, 1]
     assert "already holds a run" in fail("fit", "ss-ig", *TINY, "--seeds", 2, "--out", out)
 

@@ -272,10 +272,12 @@ def test_a_run_that_fails_stops_no_other(tmp_path):
 
 
 def test_seeds_of_one_model(tmp_path, capsys):
+    """Each a run folder, and one page of all."""
     settings = settings_for("ss-ig", "digits", seed=5, **TINY)
     summaries = run_seeds(settings, tmp_path, 2)
     assert [one["seed"] for one in summaries] == [5, 6]
-    assert read(tmp_path / "seed-6" / "summary.json") == summaries[1]
+    assert {**read(tmp_path / "seed-6" / "summary.json"), "run": "seed-6"} == summaries[1]
+    assert "ss-ig on digits, 2 seeds" in (tmp_path / "report.html").read_text()
     assert "seed 6" in capsys.readouterr().out
     with pytest.raises(ValueError, match="already holds a run"):
         run_seeds(settings, tmp_path, 2)

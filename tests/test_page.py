@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_sparse import page
 from pyro_sparse.posterior import plots
-from pyro_sparse.table import tabulate
+from pyro_sparse.table import by_entry, tabulate
 
 VOID = {"meta", "img"}
 
@@ -103,7 +103,7 @@ def test_page_of_a_run(tmp_path):
     assert file == tmp_path / "run" / "report.html"
     html = check_self_contained(file)
     for word in (
-        *("ss-ghs on digits", "mlp:40-30, 15 epochs, seed 3", "95.34%", "96.12%", "0.2346"),
+        *("ss-ghs on digits", "mlp:40-30, 15 epochs, seed 3", "95.34%", "96.12%", "0.235"),
         *("21 of 70", "4.1×", "1,000", "4,180", "fc2", "1.2e-06", "rule", "–"),
     ):
         assert word in html.text, word
@@ -189,6 +189,31 @@ def test_page_of_a_comparison_over_seeds(tmp_path):
     assert r"92.00\% $\pm$ 2.00" in (tmp_path / "compare.tex").read_text()
 
 
+def test_page_of_several_seeds(tmp_path):
+    runs = [
+        summary(run=f"seed-{seed}", seed=seed, accuracy_ensemble=score)
+        for seed, score in enumerate((0.9, 0.94))
+    ]
+    html = check_self_contained(page.write_seeds(tmp_path, runs))
+    for word in ("ss-ghs on digits, 2 seeds", "seeds 0, 1", "seed-1", "92.00% ± 2.00", "12-9"):
+        assert word in html.text, word
+    assert "What the seeds agree on" not in html.text
+    group = {"group": "fc1", "units": 40, "always": 7, "sometimes": 3, "largest_error": 0.25}
+    merged = {
+        "draws": 20,
+        "scores": {"accuracy_ensemble": {"mean": 0.92, "standard_error": 0.02}},
+        "mixture": {"accuracy": 0.953},
+        "groups": [{**group, "expected": 8.5, "standard_error": 0.5}],
+        "inputs": {"selected": [3, 11], "missed": 0.125},
+    }
+    (tmp_path / "seeds.json").write_text(json.dumps(merged))
+    page.write_figure(tmp_path / "figures" / "co_inclusion.png", lambda ax: ax.plot([1, 2]))
+    html = check_self_contained(page.write_seeds(tmp_path, runs))
+    for word in ("95.30%", "What the seeds agree on", "8.5 ± 0.5", "0.250", "5 %: 3, 11"):
+        assert word in html.text, word
+    assert len([tag for tag, _ in html.tags if tag == "img"]) == 1
+
+
 def test_latex_special_characters():
     assert page._latex(r"a_b & 5% {x}^2\~#$") == (
         r"a\_b \& 5\% \{x\}\textasciicircum{}2\textbackslash{}\textasciitilde{}\#\$"
@@ -199,7 +224,7 @@ def test_accuracy_against_cost_joins_the_best():
     points = {"a": (100, 0.90), "b": (200, 0.95), "c": (300, 0.93), "d": (400, 0.97)}
     runs = [summary(n, macs_compact=m, accuracy_compact=a) for n, (m, a) in points.items()]
     ax = Figure().subplots()
-    assert plots.accuracy_against_cost(runs, ax) is ax
+    assert plots.accuracy_against_cost(by_entry(runs), ax) is ax
     front = ax.lines[-1]
     assert list(front.get_xdata()) == [100, 200, 400]
     assert list(front.get_ydata()) == [0.90, 0.95, 0.97]
@@ -210,7 +235,7 @@ def test_accuracy_against_cost_joins_the_best():
         for n, (m, a) in points.items()
     ]
     ax = Figure().subplots()
-    plots.accuracy_against_cost(errors, ax)
+    plots.accuracy_against_cost(by_entry(errors), ax)
     assert list(ax.lines[-1].get_xdata()) == [100, 200, 400]
 
 
@@ -222,7 +247,7 @@ def test_accuracy_against_cost_of_several_seeds():
         for n, values in points.items()
         for seed, (m, a) in enumerate(values)
     ]
-    ax = plots.accuracy_against_cost(runs, Figure().subplots())
+    ax = plots.accuracy_against_cost(by_entry(runs), Figure().subplots())
     front = ax.lines[-1]
     assert front.get_xdata() == pytest.approx([200, 500])
     assert front.get_ydata() == pytest.approx([0.92, 0.96])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pyro_sparse import data, experiment, export
+from pyro_sparse import data, deployment, experiment, export
 from pyro_sparse.experiment import settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2}
@@ -113,7 +113,7 @@ def test_run_load_export(model, digits, tmp_path, monkeypatch):
         rule = experiment.selection_rule(settings, posterior, dataset.train)
     keep = posterior.keep(rule)
     assert {name: int(keep[name].sum()) for name in summary["kept"]} == summary["kept"]
-    exported = experiment.write_export(folder, tmp_path / "export")
+    exported = deployment.write_export(folder, tmp_path / "export")
     assert {name: exported["kept"][name] for name in summary["kept"]} == summary["kept"]
     assert exported["macs"] == summary["macs_compact"]
     with torch.no_grad():

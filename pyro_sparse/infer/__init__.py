@@ -10,7 +10,7 @@ from .gradient import GradientVariance, gradient_variance
 from .local_reparameterisation import LocalReparameterisation
 from .lower_bound import LowerBound, lower_bound
 from .memory import MemoryNeed, available_memory, memory_need
-from .processes import PRECISIONS, launch, make_fabric, on_first
+from .processes import launch, make_fabric, on_first
 from .recipe import OPTIMIZERS
 from .stopping import Interrupted
 from .training import Run
@@ -18,7 +18,6 @@ from .training import Run
 __all__ = [
     "ELBO",
     "OPTIMIZERS",
-    "PRECISIONS",
     "Divergence",
     "GradientVariance",
     "Interrupted",

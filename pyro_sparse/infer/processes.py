@@ -21,16 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse.data import Batches
+from pyro_sparse.names import PRECISIONS
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["PRECISIONS", "launch", "make_fabric", "on_first", "share", "unify"]
+__all__ = ["launch", "make_fabric", "on_first", "share", "unify"]
 
 Result = TypeVar("Result")
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-"""Of the network's forward pass; with ``mixed``, everything else is in float32."""
 
 
 def make_fabric(
@@ -48,7 +46,7 @@ def make_fabric(
         accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
         strategy: ``"ddp"`` (which ``"auto"`` is, for several devices), or another one of Fabric.
         num_nodes: machines; the command is started on each, by ``torchrun`` or the like.
-        precision: one of `PRECISIONS`.
+        precision: one of `pyro_sparse.names.PRECISIONS`.
 
     Raises:
         ValueError: there are not so many devices, or an option is unknown.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.names import UNDECIDED
 
 from .checkpoint import State, capture, install, order_of, set_order
 from .divergence import (
@@ -341,6 +342,6 @@ def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
         probabilities = logits.detach().double().sigmoid()
         metrics["kept"][name] = int((probabilities > 0.5).sum())
         metrics["expected"][name] = round(float(probabilities.sum()), 4)
-        undecided = (probabilities > 0.05) & (probabilities < 0.95)
+        undecided = (probabilities > UNDECIDED[0]) & (probabilities < UNDECIDED[1])
         metrics["undecided"][name] = int(undecided.sum())
     return metrics

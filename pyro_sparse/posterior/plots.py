@@ -11,8 +11,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
+
+from pyro_sparse.names import UNDECIDED
 
 if TYPE_CHECKING:
     from pyro_sparse.distributions import TruncatedLogNormal
@@ -115,7 +117,7 @@ def inclusion_probabilities(inclusion: Mapping[str, Tensor], ax: Axes) -> Axes:
             ranks, values, s=14, color=colour, label=f"{name}: {kept} of {len(values)}", zorder=3
         )
     ax.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
-    ax.axhspan(0.05, 0.95, color="0.5", alpha=0.08, linewidth=0)
+    ax.axhspan(*UNDECIDED, color="0.5", alpha=0.08, linewidth=0)
     ax.set_ylim(-0.03, 1.03)
     ax.set_xlabel("unit, by rank")
     ax.set_ylabel("inclusion probability")
@@ -215,7 +217,8 @@ def network(weights: Sequence[Tensor], keep: Sequence[Tensor], ax: Axes, *, most
     """Units of a chain of linear layers as dots, weights as lines; small ones are transparent.
 
     The opacity is the square of a weight over the layer's largest one. Units that are not kept are
-    hollow; of wide layers a part is shown, kept ones first, and its size is written below.
+    hollow; of wide layers a part is shown, kept ones first and those with the largest weights to
+    the next layer, and its size is written below.
 
     Args:
         weights: of the layers, from the input on.
@@ -234,10 +237,12 @@ def network(weights: Sequence[Tensor], keep: Sequence[Tensor], ax: Axes, *, most
             f"expected weights between layers of {sizes} units, got shapes "
             f"{[tuple(w.shape) for w in weights]}"
         )
+    norms = [*(weight.double().norm(dim=0) for weight in weights), weights[-1].new_zeros(sizes[-1])]
     shown = []
-    for mask in keep:
-        first = torch.cat([mask.nonzero().flatten(), (~mask).nonzero().flatten()])
-        shown.append(first[:most].sort().values)
+    for mask, norm in zip(keep, norms, strict=True):
+        order = norm.argsort(descending=True, stable=True)
+        order = torch.cat([order[mask[order]], order[~mask[order]]])
+        shown.append(order[:most].sort().values)
     heights = [torch.linspace(0, 1, len(units) + 2)[1:-1].flip(0) for units in shown]
     for column, weight in enumerate(weights):
         part = weight[shown[column + 1]][:, shown[column]].abs().double()
@@ -259,7 +264,8 @@ def network(weights: Sequence[Tensor], keep: Sequence[Tensor], ax: Axes, *, most
                 list(lines.numpy()),
                 colors="#1b1f24",
                 linewidths=0.6,
-                alpha=opacity[ends, starts].numpy(),
+                # Of no line at all, matplotlib wants a single number.
+                alpha=opacity[ends, starts].numpy() if len(ends) else None,
                 zorder=1,
             )
         )
@@ -465,16 +471,17 @@ def pit_histogram(transforms: Mapping[str, Tensor], ax: Axes, bins: int = 20) ->
 
 
 def _cost_axis(ax: Axes) -> None:
-    """MACs on a logarithmic axis, as 200k or 3M; between powers of ten only where there is one."""
+    """MACs on a logarithmic axis, as 200k or 3M; the shorter it is, the more of them."""
     ax.set_xscale("log")
     ax.set_xlabel("MACs of the compact network")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     low, high = ax.get_xlim()
-    minor = EngFormatter(sep="") if high < 10 * low else NullFormatter()
-    ax.xaxis.set_minor_formatter(minor)
+    if high < 100 * low:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_formatter(EngFormatter(sep="") if high < 3 * low else NullFormatter())
 
 
-def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
+def accuracy_against_cost(entries: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes) -> Axes:
     """Accuracy, or RMSE, against MACs of several models, and the Pareto front of compact networks.
 
     Filled: the compact network; hollow: the ensemble, at the same place on the axis of cost though
@@ -482,15 +489,12 @@ def accuracy_against_cost(summaries: Sequence[Mapping[str, Any]], ax: Axes) -> A
     one, and the front joins the means.
 
     Args:
-        summaries: with ``entry`` (or ``model``), ``macs_compact`` and ``accuracy_…`` or ``rmse_…``,
-            as in summary.json; at least one.
+        entries: runs by model, see :func:`pyro_sparse.table.by_entry`, with ``macs_compact`` and
+            ``accuracy_…`` or ``rmse_…`` as in summary.json; at least one.
         ax: to draw on.
     """
-    score = "accuracy" if "accuracy_compact" in summaries[0] else "rmse"
+    score = "accuracy" if "accuracy_compact" in next(iter(entries.values()))[0] else "rmse"
     better = 1 if score == "accuracy" else -1
-    entries: dict[str, list[Mapping[str, Any]]] = {}
-    for summary in summaries:
-        entries.setdefault(summary.get("entry", summary["model"]), []).append(summary)
     points = []
     for index, (entry, runs) in enumerate(entries.items()):
         colour, marker = COLOURS[index % len(COLOURS)], "osD^vP*X"[index // len(COLOURS) % 8]

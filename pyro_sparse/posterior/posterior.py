@@ -19,6 +19,7 @@ from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide, Reducible
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.names import UNDECIDED
 from pyro_sparse.precision import full_precision
 
 from .calibration import (
@@ -206,7 +207,7 @@ class Posterior:
                     expected=float(pip.sum()),
                     low=int((cumulative < 0.025).sum()),
                     high=int((cumulative < 0.975).sum()),
-                    undecided=int(((pip > 0.05) & (pip < 0.95)).sum()),
+                    undecided=int(((pip > UNDECIDED[0]) & (pip < UNDECIDED[1])).sum()),
                     entropy=float(entropy.sum()),
                 )
             )

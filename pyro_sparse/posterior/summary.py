@@ -18,7 +18,7 @@ class GroupSummary:
         kept: by the selection rule.
         expected: number of included units under q: Σ γ.
         low, high: central 95 % interval of that number under q (its exact law, Poisson-binomial).
-        undecided: units with 0.05 < γ < 0.95.
+        undecided: units with 0.05 < γ < 0.95 (:data:`pyro_sparse.names.UNDECIDED`).
         entropy: of the inclusions, nats: Σ H(γ).
 
     What needs inclusion probabilities is None where the posterior has none.

@@ -8,10 +8,11 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_sparse import data, experiment, fit, guides, models, nets
-from pyro_sparse.guides import AUTOGUIDES, Automatic
+from pyro_sparse.guides import Automatic
 from pyro_sparse.infer import ELBO, gradient_variance
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.names import AUTOGUIDES
 from pyro_sparse.posterior import Posterior, log_weights
 from pyro_sparse.settings import settings_for
 

@@ -108,6 +108,15 @@ def test_wide_layers_show_their_kept_units(ax):
     (_, units) = ax.collections[1:]
     white = [tuple(face[:3]) == (1, 1, 1) for face in units.get_facecolors().tolist()]
     assert white.count(False) == 5
+    # Of those that are all in, those that the next layer reads most.
+    first, last = torch.zeros(50, 4), torch.zeros(1, 50)
+    last[0, 20:23] = 1.0
+    everything = [torch.ones(size, dtype=torch.bool) for size in (4, 50, 1)]
+    figure = Figure().subplots()
+    plots.network([first, last], everything, figure, most=3)
+    lines = figure.collections[1]
+    assert [len(one.get_segments()) for one in figure.collections[:2]] == [0, 3]
+    assert lines.get_alpha().tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match=r"layers of \[3, 100\] units, got shapes \[\(3, 100\)\]"):
         plots.network([torch.ones(3, 100)], keep, ax)
 
