@@ -33,8 +33,9 @@ data
     An epoch against the number of examples, by the loader for data in memory.
 gradient
     Variance of the gradient of the loss per example over draws, on one batch, by kind of parameter,
-    after a short fit; relative to draws of weights with one inclusion draw for the batch. Every
-    variance has a fit of its own; what is compared within one is at one and the same posterior.
+    relative to draws of weights with one inclusion draw for the batch; after a very short fit, when
+    many units are undecided, and a longer one. Every variance has fits of its own; what is compared
+    within one is at one and the same posterior. The trace is that of the gradient's covariance.
     MNIST with ``--data-root``, otherwise the digits.
 """
 
@@ -44,6 +45,7 @@ import argparse
 import contextlib
 import copy
 import gc
+import itertools
 import math
 import os
 import statistics
@@ -676,61 +678,64 @@ def amount(machine: Machine) -> None:
 def gradient(machine: Machine) -> None:
     """Noise of the gradient by kind of parameter."""
     if machine.data_root is None:
-        dataset, spec, epochs = data.load("digits"), "mlp:100-100", 20
+        dataset, spec, lengths = data.load("digits"), "mlp:100-100", (2, 20)
     else:
-        dataset, spec, epochs = data.load("mnist", machine.data_root), "mlp:400-400", 4
-    if machine.quick:
-        epochs = max(1, epochs // 4)
-    draws = 30 if machine.quick else 100
+        dataset, spec, lengths = data.load("mnist", machine.data_root), MLP, (1, 4)
+    # Units that are seldom in, or seldom out, give tails: the spread over blocks of draws shows it.
+    blocks, draws = (2, 15) if machine.quick else (5, 60)
     split = dataset.train.to(machine.device)
+    x, y = split.x[:128], split.y[:128]
     accelerator = "gpu" if machine.device == "cuda" else "cpu"
     torch.manual_seed(0)
     net = nets.build(spec, dataset.input_shape, dataset.outputs)
+    example = dataset.train.x[:2]
 
-    def guide_of(model: models.SparseModel, **options: Any) -> guides.GroupGuide:
-        return guides.for_model(model, **options).to(machine.device)
+    def noise(model: Any, guide: Any, local: bool) -> tuple[dict[str, float], list[float]]:
+        """Sums over blocks by kind, and the blocks' traces."""
+        found = [
+            infer.gradient_variance(
+                model, guide, x, y, draws=draws, local_reparameterisation=local, seed=seed
+            )
+            for seed in range(blocks)
+        ]
+        names = {id(value): name for name, value in guide.named_parameters()}
+        kinds = {
+            kind: sum(one.by_parameter[names[id(value)]] for one in found for value in values)
+            for kind, values in guide.parameters_by_kind().items()
+        }
+        return kinds, [one.total for one in found]
 
     rows = []
-    for variance in variances(net, dataset.train.x[:2]):
-        model = models.SpikeSlabGroupHorseshoe(net, dataset.train.x[:2], num_data=len(split))
+    for variance, epochs in itertools.product(variances(net, example), lengths):
+        model = models.SpikeSlabGroupHorseshoe(net, example, num_data=len(split))
         model = model.to(machine.device)
-        guide = guide_of(model, variance=variance)
+        guide = guides.for_model(model, variance=variance).to(machine.device)
         loader = data.Batches(split.x, split.y, 128)
         fabric = infer.make_fabric(accelerator=accelerator)
-        infer.fit(model, guide, loader, epochs=epochs, lr=6e-3, progress=False, fabric=fabric)
-        x, y = split.x[:128], split.y[:128]
-        base: dict[str, float] = {}
-        for draw in ("weights", "local", "local, inclusion an example"):
-            chosen = guide
-            if "example" in draw:
-                try:
-                    chosen = guide_of(model, variance=variance, inclusion_draws="example")
-                except TypeError:
-                    continue
-                chosen.load_state_dict(guide.state_dict())
-            local = draw != "weights"
-            found = infer.gradient_variance(
-                model, chosen, x, y, draws=draws, local_reparameterisation=local
-            )
-            names = {id(value): name for name, value in chosen.named_parameters()}
-            kinds = {
-                kind: sum(found.by_parameter[names[id(value)]] for value in values)
-                for kind, values in chosen.parameters_by_kind().items()
-            }
-            base = base or {**kinds, "total": found.total}
-            shares = [f"{kinds[kind] / base[kind]:.3f}" for kind in kinds]
-            rows.append(
-                [
-                    variance, draw, *shares, f"{found.total / base['total']:.3f}",
-                    f"{found.total:.3g}", f"{found.relative:.3g}",
-                ]
-            )  # fmt: skip
+        run = infer.fit(model, guide, loader, epochs=epochs, progress=False, fabric=fabric)
+        undecided = sum(run.history[-1]["undecided"].values())
+        measured = {"weights": noise(model, guide, False), "local": noise(model, guide, True)}
+        with contextlib.suppress(TypeError):
+            each = guides.for_model(model, variance=variance, inclusion_draws="example")
+            each = each.to(machine.device)
+            each.load_state_dict(guide.state_dict())
+            measured["local, inclusion an example"] = noise(model, each, True)
+        base, whole = measured["weights"]
+        for draw, (kinds, traces) in measured.items():
+            shares = [f"{kinds[kind] / base[kind]:.2f}" for kind in kinds]
+            error = statistics.stdev(traces) / math.sqrt(blocks)
+            trace = f"{statistics.mean(traces):.2g} ± {error:.1g}"
+            total = f"{sum(traces) / sum(whole):.2f}"
+            rows.append([variance, str(epochs), str(undecided), draw, *shares, total, trace])
     print_table(
-        f"gradient: variance relative to draws of weights, ss-ghs, {dataset.name}, {spec}, after "
-        f"{epochs} epochs, one batch of 128, {draws} draws",
-        ("variance", "draws", "weights", "inclusion", "scales", "all", "trace", "to squared norm"),
+        f"gradient: variance relative to draws of weights, ss-ghs, {dataset.name}, {spec}, one "
+        f"batch of 128, {blocks} times {draws} draws",
+        (
+            "variance", "epochs", "undecided", "draws",
+            "weights", "inclusion", "scales", "all", "trace",
+        ),
         rows,
-    )
+    )  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Machine], None]] = {
