@@ -66,6 +66,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_sparse import data, guides, infer, models, nets, zoo
+from pyro_sparse.infer.allocator import keep_freed_memory
 from pyro_sparse.infer.divergence import gradient_sums
 from pyro_sparse.infer.recipe import Recipe, fused_adam
 from pyro_sparse.infer.stopping import StopRequest
@@ -74,7 +75,7 @@ from pyro_sparse.modules import own_parameters
 
 VARIANCES = ("tied", "row", "rank-2", "full")
 """Of the guides' rows."""
-WITH_VARIANCES = ("ss-ig", "ss-gl", "ss-ghs", "bc-gnj", "bc-ghs", "turbo-vbi")
+WITH_VARIANCES = ("ss-ig", "ss-gl", "ss-ghs", "bc-gnj", "bc-ghs", "turbo-vbi", "bmr")
 NUM_DATA = 60_000
 SHAPE = (1, 28, 28)
 MLP = "mlp:400-400"
@@ -299,6 +300,8 @@ def training(
 ) -> Training:
     """What `fit` makes of its arguments, after the first epoch of ``loader``."""
     accelerator = "gpu" if machine.device == "cuda" else "cpu"
+    if machine.device == "cpu":
+        keep_freed_memory()
     made = Training(
         model, guide, infer.ELBO(local_reparameterisation=local), loader, Recipe(model, guide),
         infer.make_fabric(accelerator=accelerator), StopRequest(), Run(), epochs=60,
@@ -343,34 +346,24 @@ class Configuration:
         return partial(made.step, x, y)
 
 
-def variances(net: nn.Module, example: Tensor) -> list[str]:
-    """Those of `VARIANCES` that guides take."""
-    found = []
-    model = models.SpikeSlabGaussian(net, example, num_data=NUM_DATA)
-    for variance in VARIANCES:
-        with contextlib.suppress(ValueError):
-            guides.for_model(model, variance=variance)
-            found.append(variance)
-    return found
-
-
-def configurations(names: Sequence[str], net: nn.Module) -> list[Configuration]:
+def configurations(names: Sequence[str]) -> list[Configuration]:
     """Every model of ``names`` with every variance and both kinds of draws."""
-    made = []
+    made: list[Configuration] = []
     for name in names:
         if name in WITH_VARIANCES:
             made += [
                 Configuration(name, variance, local, {"variance": variance})
-                for variance in variances(net, torch.zeros(2, *SHAPE))
+                for variance in VARIANCES
                 for local in (True, False)
             ]
+            if name == "ss-ghs":
+                options = {"inclusion_draws": "example"}
+                made.append(Configuration(name, "tied, inclusion an example,", True, options))
         elif name == "sbp":
             made += [
                 Configuration(name, draws, True, {"noise_draws": draws})
                 for draws in ("batch", "example")
             ]
-        elif name == "bmr":
-            made += [Configuration(name, "full", local) for local in (True, False)]
         else:
             made.append(Configuration(name))
     return made
@@ -381,12 +374,12 @@ def configurations(names: Sequence[str], net: nn.Module) -> list[Configuration]:
 
 def steps(machine: Machine) -> None:
     """Every model, variance and kind of draws, beside the dense step."""
-    names = ("ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "bmr", "sbp", "dense")
+    names = ("ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "sbp", "dense")
     for spec, title in NETS.items():
         if machine.quick and spec != MLP and machine.device == "cpu":
             continue
         net = nets.build(spec, SHAPE, 10)
-        chosen = {one.label: one for one in configurations(names, net)}
+        chosen = {one.label: one for one in configurations(names)}
         for batch in BATCHES:
             naive = NaivePyro(copy.deepcopy(net), machine.device)
             calls: Calls = {
@@ -470,7 +463,7 @@ def overhead(machine: Machine) -> None:
     x, y = machine.batch(1)
     net = nets.build("mlp:1-1", SHAPE, 10)
     calls: Calls = {"dense step": dense_step(machine, net, 1)}
-    names = ("ss-ig", "ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "bmr", "sbp")
+    names = ("ss-ig", "ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "sbp")
     elbo = infer.ELBO()
     for name in names:
         model, guide = build(name, net, machine)
@@ -587,7 +580,7 @@ def memory(machine: Machine) -> None:
         net = nets.build(spec, SHAPE, 10)
         base = peak_bytes(machine, partial(dense_step, machine, net, batch))
         rows = [["dense", f"{base / 2**20:.1f}", "1.00", "", ""]]
-        for one in configurations(names, net):
+        for one in configurations(names):
             peak = peak_bytes(machine, partial(one.step, machine, net, batch))
             model, guide = build(one.model, net, machine, **one.options)
             elbo = infer.ELBO(local_reparameterisation=one.local)
@@ -616,7 +609,7 @@ def width(machine: Machine) -> None:
         weights.append(sum(value.numel() for value in net.parameters()))
         calls: Calls = {
             one.label: one.step(machine, net, batch)
-            for one in configurations(("ss-ghs",), net)
+            for one in configurations(("ss-ghs",))
             if one.what in ("tied", "full")
         }
         rounds = 3 if machine.quick else 5 if size > 800 else 9
@@ -706,7 +699,7 @@ def gradient(machine: Machine) -> None:
         return kinds, [one.total for one in found]
 
     rows = []
-    for variance, epochs in itertools.product(variances(net, example), lengths):
+    for variance, epochs in itertools.product(VARIANCES, lengths):
         model = models.SpikeSlabGroupHorseshoe(net, example, num_data=len(split))
         model = model.to(machine.device)
         guide = guides.for_model(model, variance=variance).to(machine.device)
@@ -714,12 +707,14 @@ def gradient(machine: Machine) -> None:
         fabric = infer.make_fabric(accelerator=accelerator)
         run = infer.fit(model, guide, loader, epochs=epochs, progress=False, fabric=fabric)
         undecided = sum(run.history[-1]["undecided"].values())
-        measured = {"weights": noise(model, guide, False), "local": noise(model, guide, True)}
-        with contextlib.suppress(TypeError):
-            each = guides.for_model(model, variance=variance, inclusion_draws="example")
-            each = each.to(machine.device)
-            each.load_state_dict(guide.state_dict())
-            measured["local, inclusion an example"] = noise(model, each, True)
+        each = guides.for_model(model, variance=variance, inclusion_draws="example")
+        each = each.to(machine.device)
+        each.load_state_dict(guide.state_dict())
+        measured = {
+            "weights": noise(model, guide, False),
+            "local": noise(model, guide, True),
+            "local, inclusion an example": noise(model, each, True),
+        }
         base, whole = measured["weights"]
         for draw, (kinds, traces) in measured.items():
             shares = [f"{kinds[kind] / base[kind]:.2f}" for kind in kinds]
