@@ -33,8 +33,9 @@ data
     An epoch against the number of examples, by the loader for data in memory.
 gradient
     Variance of the gradient of the loss per example over draws, on one batch, by kind of parameter,
-    after a short fit; relative to draws of weights with one inclusion draw for the batch. Every
-    variance has a fit of its own; what is compared within one is at one and the same posterior.
+    relative to draws of weights with one inclusion draw for the batch; after a very short fit, when
+    many units are undecided, and a longer one. Every variance has fits of its own; what is compared
+    within one is at one and the same posterior. The trace is that of the gradient's covariance.
     MNIST with ``--data-root``, otherwise the digits.
 """
 
@@ -44,6 +45,7 @@ import argparse
 import contextlib
 import copy
 import gc
+import itertools
 import math
 import os
 import statistics
@@ -64,6 +66,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_sparse import data, guides, infer, models, nets, zoo
+from pyro_sparse.infer.allocator import keep_freed_memory
 from pyro_sparse.infer.divergence import gradient_sums
 from pyro_sparse.infer.recipe import Recipe, fused_adam
 from pyro_sparse.infer.stopping import StopRequest
@@ -72,7 +75,7 @@ from pyro_sparse.modules import own_parameters
 
 VARIANCES = ("tied", "row", "rank-2", "full")
 """Of the guides' rows."""
-WITH_VARIANCES = ("ss-ig", "ss-gl", "ss-ghs", "bc-gnj", "bc-ghs", "turbo-vbi")
+WITH_VARIANCES = ("ss-ig", "ss-gl", "ss-ghs", "bc-gnj", "bc-ghs", "turbo-vbi", "bmr")
 NUM_DATA = 60_000
 SHAPE = (1, 28, 28)
 MLP = "mlp:400-400"
@@ -297,6 +300,8 @@ def training(
 ) -> Training:
     """What `fit` makes of its arguments, after the first epoch of ``loader``."""
     accelerator = "gpu" if machine.device == "cuda" else "cpu"
+    if machine.device == "cpu":
+        keep_freed_memory()
     made = Training(
         model, guide, infer.ELBO(local_reparameterisation=local), loader, Recipe(model, guide),
         infer.make_fabric(accelerator=accelerator), StopRequest(), Run(), epochs=60,
@@ -341,34 +346,24 @@ class Configuration:
         return partial(made.step, x, y)
 
 
-def variances(net: nn.Module, example: Tensor) -> list[str]:
-    """Those of `VARIANCES` that guides take."""
-    found = []
-    model = models.SpikeSlabGaussian(net, example, num_data=NUM_DATA)
-    for variance in VARIANCES:
-        with contextlib.suppress(ValueError):
-            guides.for_model(model, variance=variance)
-            found.append(variance)
-    return found
-
-
-def configurations(names: Sequence[str], net: nn.Module) -> list[Configuration]:
+def configurations(names: Sequence[str]) -> list[Configuration]:
     """Every model of ``names`` with every variance and both kinds of draws."""
-    made = []
+    made: list[Configuration] = []
     for name in names:
         if name in WITH_VARIANCES:
             made += [
                 Configuration(name, variance, local, {"variance": variance})
-                for variance in variances(net, torch.zeros(2, *SHAPE))
+                for variance in VARIANCES
                 for local in (True, False)
             ]
+            if name == "ss-ghs":
+                options = {"inclusion_draws": "example"}
+                made.append(Configuration(name, "tied, inclusion an example,", True, options))
         elif name == "sbp":
             made += [
                 Configuration(name, draws, True, {"noise_draws": draws})
                 for draws in ("batch", "example")
             ]
-        elif name == "bmr":
-            made += [Configuration(name, "full", local) for local in (True, False)]
         else:
             made.append(Configuration(name))
     return made
@@ -379,12 +374,12 @@ def configurations(names: Sequence[str], net: nn.Module) -> list[Configuration]:
 
 def steps(machine: Machine) -> None:
     """Every model, variance and kind of draws, beside the dense step."""
-    names = ("ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "bmr", "sbp", "dense")
+    names = ("ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "sbp", "dense")
     for spec, title in NETS.items():
         if machine.quick and spec != MLP and machine.device == "cpu":
             continue
         net = nets.build(spec, SHAPE, 10)
-        chosen = {one.label: one for one in configurations(names, net)}
+        chosen = {one.label: one for one in configurations(names)}
         for batch in BATCHES:
             naive = NaivePyro(copy.deepcopy(net), machine.device)
             calls: Calls = {
@@ -468,7 +463,7 @@ def overhead(machine: Machine) -> None:
     x, y = machine.batch(1)
     net = nets.build("mlp:1-1", SHAPE, 10)
     calls: Calls = {"dense step": dense_step(machine, net, 1)}
-    names = ("ss-ig", "ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "bmr", "sbp")
+    names = ("ss-ig", "ss-ghs", "sbp") if machine.quick else (*WITH_VARIANCES, "sbp")
     elbo = infer.ELBO()
     for name in names:
         model, guide = build(name, net, machine)
@@ -585,7 +580,7 @@ def memory(machine: Machine) -> None:
         net = nets.build(spec, SHAPE, 10)
         base = peak_bytes(machine, partial(dense_step, machine, net, batch))
         rows = [["dense", f"{base / 2**20:.1f}", "1.00", "", ""]]
-        for one in configurations(names, net):
+        for one in configurations(names):
             peak = peak_bytes(machine, partial(one.step, machine, net, batch))
             model, guide = build(one.model, net, machine, **one.options)
             elbo = infer.ELBO(local_reparameterisation=one.local)
@@ -614,7 +609,7 @@ def width(machine: Machine) -> None:
         weights.append(sum(value.numel() for value in net.parameters()))
         calls: Calls = {
             one.label: one.step(machine, net, batch)
-            for one in configurations(("ss-ghs",), net)
+            for one in configurations(("ss-ghs",))
             if one.what in ("tied", "full")
         }
         rounds = 3 if machine.quick else 5 if size > 800 else 9
@@ -676,61 +671,66 @@ def amount(machine: Machine) -> None:
 def gradient(machine: Machine) -> None:
     """Noise of the gradient by kind of parameter."""
     if machine.data_root is None:
-        dataset, spec, epochs = data.load("digits"), "mlp:100-100", 20
+        dataset, spec, lengths = data.load("digits"), "mlp:100-100", (2, 20)
     else:
-        dataset, spec, epochs = data.load("mnist", machine.data_root), "mlp:400-400", 4
-    if machine.quick:
-        epochs = max(1, epochs // 4)
-    draws = 30 if machine.quick else 100
+        dataset, spec, lengths = data.load("mnist", machine.data_root), MLP, (1, 4)
+    # Units that are seldom in, or seldom out, give tails: the spread over blocks of draws shows it.
+    blocks, draws = (2, 15) if machine.quick else (5, 60)
     split = dataset.train.to(machine.device)
+    x, y = split.x[:128], split.y[:128]
     accelerator = "gpu" if machine.device == "cuda" else "cpu"
     torch.manual_seed(0)
     net = nets.build(spec, dataset.input_shape, dataset.outputs)
+    example = dataset.train.x[:2]
 
-    def guide_of(model: models.SparseModel, **options: Any) -> guides.GroupGuide:
-        return guides.for_model(model, **options).to(machine.device)
+    def noise(model: Any, guide: Any, local: bool) -> tuple[dict[str, float], list[float]]:
+        """Sums over blocks by kind, and the blocks' traces."""
+        found = [
+            infer.gradient_variance(
+                model, guide, x, y, draws=draws, local_reparameterisation=local, seed=seed
+            )
+            for seed in range(blocks)
+        ]
+        names = {id(value): name for name, value in guide.named_parameters()}
+        kinds = {
+            kind: sum(one.by_parameter[names[id(value)]] for one in found for value in values)
+            for kind, values in guide.parameters_by_kind().items()
+        }
+        return kinds, [one.total for one in found]
 
     rows = []
-    for variance in variances(net, dataset.train.x[:2]):
-        model = models.SpikeSlabGroupHorseshoe(net, dataset.train.x[:2], num_data=len(split))
+    for variance, epochs in itertools.product(VARIANCES, lengths):
+        model = models.SpikeSlabGroupHorseshoe(net, example, num_data=len(split))
         model = model.to(machine.device)
-        guide = guide_of(model, variance=variance)
+        guide = guides.for_model(model, variance=variance).to(machine.device)
         loader = data.Batches(split.x, split.y, 128)
         fabric = infer.make_fabric(accelerator=accelerator)
-        infer.fit(model, guide, loader, epochs=epochs, lr=6e-3, progress=False, fabric=fabric)
-        x, y = split.x[:128], split.y[:128]
-        base: dict[str, float] = {}
-        for draw in ("weights", "local", "local, inclusion an example"):
-            chosen = guide
-            if "example" in draw:
-                try:
-                    chosen = guide_of(model, variance=variance, inclusion_draws="example")
-                except TypeError:
-                    continue
-                chosen.load_state_dict(guide.state_dict())
-            local = draw != "weights"
-            found = infer.gradient_variance(
-                model, chosen, x, y, draws=draws, local_reparameterisation=local
-            )
-            names = {id(value): name for name, value in chosen.named_parameters()}
-            kinds = {
-                kind: sum(found.by_parameter[names[id(value)]] for value in values)
-                for kind, values in chosen.parameters_by_kind().items()
-            }
-            base = base or {**kinds, "total": found.total}
-            shares = [f"{kinds[kind] / base[kind]:.3f}" for kind in kinds]
-            rows.append(
-                [
-                    variance, draw, *shares, f"{found.total / base['total']:.3f}",
-                    f"{found.total:.3g}", f"{found.relative:.3g}",
-                ]
-            )  # fmt: skip
+        run = infer.fit(model, guide, loader, epochs=epochs, progress=False, fabric=fabric)
+        undecided = sum(run.history[-1]["undecided"].values())
+        each = guides.for_model(model, variance=variance, inclusion_draws="example")
+        each = each.to(machine.device)
+        each.load_state_dict(guide.state_dict())
+        measured = {
+            "weights": noise(model, guide, False),
+            "local": noise(model, guide, True),
+            "local, inclusion an example": noise(model, each, True),
+        }
+        base, whole = measured["weights"]
+        for draw, (kinds, traces) in measured.items():
+            shares = [f"{kinds[kind] / base[kind]:.2f}" for kind in kinds]
+            error = statistics.stdev(traces) / math.sqrt(blocks)
+            trace = f"{statistics.mean(traces):.2g} ± {error:.1g}"
+            total = f"{sum(traces) / sum(whole):.2f}"
+            rows.append([variance, str(epochs), str(undecided), draw, *shares, total, trace])
     print_table(
-        f"gradient: variance relative to draws of weights, ss-ghs, {dataset.name}, {spec}, after "
-        f"{epochs} epochs, one batch of 128, {draws} draws",
-        ("variance", "draws", "weights", "inclusion", "scales", "all", "trace", "to squared norm"),
+        f"gradient: variance relative to draws of weights, ss-ghs, {dataset.name}, {spec}, one "
+        f"batch of 128, {blocks} times {draws} draws",
+        (
+            "variance", "epochs", "undecided", "draws",
+            "weights", "inclusion", "scales", "all", "trace",
+        ),
         rows,
-    )
+    )  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Machine], None]] = {

@@ -81,11 +81,10 @@ def test_without_handlers(step, name):
 
 
 def test_every_row_has_its_bar(step):
-    net = nets.build("mlp:4-3", step.SHAPE, 10)
     bars = {
         one.label: one.bar(batch)
         for one, batch in itertools.product(
-            step.configurations(("ss-ghs", "sbp", "bmr", "dense"), net), step.BATCHES
+            step.configurations(("ss-ghs", "sbp", "bmr", "dense")), step.BATCHES
         )
     }
     assert bars["ss-ghs tied local"] == bars["sbp batch"] == 1.25
