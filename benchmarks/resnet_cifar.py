@@ -27,7 +27,7 @@ from pyro_sparse.export.onnx import onnx_available
 from pyro_sparse.settings import Settings, settings_for
 
 MODELS = ("dense", "ss-gl", "ss-ghs")
-# Few epochs, and steps that few numbers decide: Adam moves logits and scales at a rate of their own,
+# Few epochs, and steps that few numbers decide: Adam moves logits and scales at their own rate,
 # whatever the size of their gradients. Units are decided in the middle of training, when the
 # network is good enough to tell which it needs, and stay as they are while the rates fall to 0.
 SHARED: dict[str, Any] = {
