@@ -22,7 +22,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pyro_sparse import experiment, export, infer, nets
+from pyro_sparse import experiment, export, infer, names, nets
 from pyro_sparse.export.onnx import onnx_available
 from pyro_sparse.settings import Settings, settings_for
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--kl-weight", type=float, default=0.02, help="throughout; default 0.02")
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "gpu"))
-    parser.add_argument("--precision", default="32-true", choices=infer.PRECISIONS)
+    parser.add_argument("--precision", default="32-true", choices=names.PRECISIONS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="few images, two epochs")
