@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import math
 import os
@@ -184,8 +185,14 @@ def _write_formats(
 def _cost(net: nn.Module, example: Tensor | None) -> dict[str, int | None]:
     return {
         "parameters": nets.count_parameters(net),
-        "macs": None if example is None else nets.count_macs(net, example),
+        "macs": None if example is None else nets.count_macs(net, example.to(_device(net))),
     }
+
+
+def _device(net: nn.Module) -> torch.device:
+    """Where a network lies; the CPU where it has no tensors."""
+    tensors = itertools.chain(net.parameters(), net.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _skeleton(net: nn.Module) -> dict[str, Any]:

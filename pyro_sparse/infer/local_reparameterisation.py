@@ -22,6 +22,7 @@ their weights. It can be drawn for every example: then those of convolutions are
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
+from pyro_sparse.distributions.analytic import normal_draw
 from pyro_sparse.precision import autocast_enabled
 
 __all__ = ["FullScale", "LocalReparameterisation", "RandomRows", "TiedScale"]
@@ -46,9 +48,9 @@ class FullScale:
 
     scale: Tensor
 
-    def columns(self, start: int, stop: int) -> Tensor:
-        """Of some columns, ``(units, stop - start)``."""
-        return self.scale[:, start:stop]
+    def columns(self, columns: slice) -> Tensor:
+        """Of some columns, ``(units, columns)``."""
+        return self.scale[:, columns]
 
     def of_outputs(self, squares: Tensor, with_bias: bool) -> Tensor:
         """Of a layer's outputs, ``(examples, units)``.
@@ -73,9 +75,9 @@ class TiedScale:
     rows: Tensor
     lengths: Tensor
 
-    def columns(self, start: int, stop: int) -> Tensor:
-        """Of some columns, ``(units, stop - start)``."""
-        lengths = self.lengths[..., start:stop]
+    def columns(self, columns: slice) -> Tensor:
+        """Of some columns, ``(units, columns)``."""
+        lengths = self.lengths[..., columns]
         if lengths.dim() == 1:
             return (self.rows.unsqueeze(1) + lengths).exp()
         return ((2 * self.rows).exp() @ (2 * lengths).exp()).sqrt()
@@ -89,6 +91,55 @@ class TiedScale:
         return _root(terms * rows if rows.dim() == 1 else terms @ rows.T)
 
 
+@dataclass(eq=False)
+class RowLaw:
+    """The law of a matrix' rows, :math:`r_j (μ_j + σ_j ⊙ ε_j)`, and the one draw of it.
+
+    loc:        μ, ``(units, row length)``
+    scale:      σ; None for 0, a point
+    multiplier: r, ``(units,)``, ``(examples, units)`` or None
+    examples:   rows of the inputs whose outputs are sampled
+    sampled:    whether a layer's outputs were, so that its weights need no draw
+    """
+
+    loc: Tensor
+    scale: FullScale | TiedScale | None
+    multiplier: Tensor | None
+    examples: int
+    sampled: bool = False
+
+    @property
+    def by_example(self) -> bool:
+        """Whether every example has a multiplier of its own."""
+        return self.multiplier is not None and self.multiplier.dim() == 2
+
+    @functools.cached_property
+    def draw(self) -> Tensor:
+        """Of the whole matrix; without the multiplier where every example has its own."""
+        gate = None if self.by_example else self.multiplier
+        if isinstance(self.scale, TiedScale) and self.scale.rows.dim() == 1:
+            logs = self.scale.rows, self.scale.lengths
+            return normal_draw(self.loc, self._scale(slice(None)).detach(), gate, *logs)
+        draw = self.part(slice(None))
+        return draw if gate is None else draw * gate.unsqueeze(1)
+
+    def part(self, columns: slice) -> Tensor:
+        """A draw of some columns, without the multiplier."""
+        loc = self.loc[:, columns]
+        if self.scale is None:
+            return loc
+        return torch.addcmul(loc, self._scale(columns), torch.randn_like(loc))
+
+    def _scale(self, columns: slice) -> Tensor:
+        assert self.scale is not None
+        return self.scale.columns(columns)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019: a law lives for a step
+    def pieces(self, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The draw in parts, whose gradients are put together in one pass."""
+        return self.draw.split_with_sizes(sizes, 1)
+
+
 class RandomRows(Tensor):
     r"""A random matrix, rows :math:`r_j (μ_j + σ_j ⊙ ε_j)`, that is sampled where it is used.
 
@@ -100,18 +151,13 @@ class RandomRows(Tensor):
     A multiplier with a row an example multiplies the outputs of linear layers and convolutions, and
     inputs, example by example; every other operation sees the first example's, one draw for all.
 
-    rows:       all locations, ``(units, row length)``
-    scale:      of all; None for 0, a point
-    columns:    first and last column that this tensor shows, in whatever shape
-    multiplier: ``(units,)``, ``(examples, units)`` or None
-    examples:   rows of the inputs whose outputs are sampled
+    law:     of all rows
+    columns: first and last column that this tensor shows, in whatever shape
     """
 
-    rows: Tensor
-    scale: FullScale | TiedScale | None
+    law: RowLaw
     columns: tuple[int, int]
-    multiplier: Tensor | None
-    examples: int
+    _piece: tuple[tuple[int, ...], int] | None
     _draw: Tensor | None
 
     @staticmethod
@@ -121,69 +167,69 @@ class RandomRows(Tensor):
         multiplier: Tensor | None,
         examples: int,
     ) -> RandomRows:
-        shown = torch.Tensor._make_subclass(RandomRows, rows.detach())
-        shown.rows, shown.scale, shown.multiplier = rows, scale, multiplier
-        shown.columns = (0, rows.shape[1])
-        shown.examples, shown._draw = examples, None
-        return shown
+        """All rows; the arguments are those of :class:`RowLaw`."""
+        law = RowLaw(rows, scale, multiplier, examples)
+        return _shown(law, rows.detach(), (0, rows.shape[1]))
 
-    def _show(self, start: int, stop: int, shape: Sequence[int] | None = None) -> RandomRows:
-        """The same law's columns ``start`` to ``stop``, counted from the first of all."""
-        view = self.rows.detach()[:, start:stop]
+    def show(
+        self,
+        start: int,
+        stop: int,
+        shape: Sequence[int] | None = None,
+        piece: tuple[tuple[int, ...], int] | None = None,
+    ) -> RandomRows:
+        """The same law's columns ``start`` to ``stop``, counted from the first of all.
+
+        :param piece: sizes of a split of all columns, and which of its parts these are.
+        """
+        view = self.law.loc.detach()[:, start:stop]
         view = view if shape is None else view.reshape(shape)
-        part = torch.Tensor._make_subclass(RandomRows, view)
-        part.rows, part.scale, part.multiplier = self.rows, self.scale, self.multiplier
-        part.columns = (start, stop)
-        part.examples, part._draw = self.examples, None
-        return part
+        return _shown(self.law, view, (start, stop), piece)
 
-    def _times(self, multiplier: Tensor) -> RandomRows:
+    def times(self, multiplier: Tensor) -> RandomRows:
         """The same columns of rows that are multiplied by ``multiplier``, too."""
-        own = self.multiplier
+        law, own = self.law, self.law.multiplier
         product = multiplier if own is None else own * multiplier
         with torch._C.DisableTorchFunctionSubclass():
-            part = torch.Tensor._make_subclass(RandomRows, self.detach())
-        part.rows, part.scale, part.multiplier = self.rows, self.scale, product
-        part.columns, part.examples, part._draw = self.columns, self.examples, None
-        return part
+            view = self.detach()
+        other = RowLaw(law.loc, law.scale, product, law.examples)
+        return _shown(other, view, self.columns, self._piece)
 
     @property
     def loc(self) -> Tensor:
         """Locations, in this tensor's shape."""
-        return self._part(self.rows)
-
-    def _part(self, matrix: Tensor) -> Tensor:
         start, stop = self.columns
-        whole = stop - start == matrix.shape[1]
-        return (matrix if whole else matrix[:, start:stop]).reshape(self.shape)
-
-    @property
-    def by_example(self) -> bool:
-        """Whether every example has a multiplier of its own."""
-        return self.multiplier is not None and self.multiplier.dim() == 2
+        loc = self.law.loc
+        return (loc if stop - start == loc.shape[1] else loc[:, start:stop]).reshape(self.shape)
 
     @property
     def noise_on_units(self) -> bool:
         """Whether it has no scale and one number a unit: nothing but a multiplier."""
-        return self.scale is None and self.rows.shape[1] == 1
+        return self.law.scale is None and self.law.loc.shape[1] == 1
 
     def draw(self) -> Tensor:
         """One draw of the weights; the same one each time."""
         if self._draw is None:
-            value = self.draw_unmultiplied()
-            if self.multiplier is not None:
-                multiplier = self.multiplier[0] if self.by_example else self.multiplier
-                value = value * multiplier.reshape(-1, *[1] * (value.dim() - 1))
+            value, multiplier = self.draw_unmultiplied(), self.law.multiplier
+            if multiplier is not None and self.law.by_example:
+                value = value * multiplier[0].reshape(-1, *[1] * (value.dim() - 1))
             self._draw = value
         return self._draw
 
     def draw_unmultiplied(self) -> Tensor:
-        """A draw of :math:`μ_j + σ_j ⊙ ε_j`."""
-        loc = self.loc
-        if self.scale is None:
-            return loc
-        scale = self.scale.columns(*self.columns).reshape(loc.shape)
-        return torch.addcmul(loc, scale, torch.randn_like(loc))
+        """The draw, without the multiplier where every example has its own."""
+        law = self.law
+        if self._piece is not None and not law.sampled:
+            # All that is left of these rows is drawn, too: one draw of the whole.
+            sizes, number = self._piece
+            value = law.pieces(sizes)[number]
+        elif law.sampled:
+            value = law.part(slice(*self.columns))
+            if law.multiplier is not None and not law.by_example:
+                value = value * law.multiplier.unsqueeze(1)
+        else:
+            value = law.draw[:, slice(*self.columns)]
+        return value if value.shape == self.shape else value.reshape(self.shape)
 
     @classmethod
     def __torch_function__(
@@ -204,6 +250,17 @@ class RandomRows(Tensor):
             if func in _METADATA:
                 return func(*args, **kwargs)
             return func(*_drawn(args), **_drawn(kwargs))
+
+
+def _shown(
+    law: RowLaw,
+    view: Tensor,
+    columns: tuple[int, int],
+    piece: tuple[tuple[int, ...], int] | None = None,
+) -> RandomRows:
+    rows = torch.Tensor._make_subclass(RandomRows, view)
+    rows.law, rows.columns, rows._piece, rows._draw = law, columns, piece, None
+    return rows
 
 
 def _drawn(value: Any) -> Any:
@@ -233,74 +290,76 @@ def _getitem(rows: Any, index: Any) -> Any:
     first, width = rows.columns[0], rows.columns[1] - rows.columns[0]
     if isinstance(column, int):
         place = first + range(width)[column]
-        return rows._show(place, place + 1, (len(rows),))
+        return rows.show(place, place + 1, (len(rows),))
     start, stop, step = column.indices(width)
-    return rows._show(first + start, first + stop) if step == 1 else NotImplemented
+    return rows.show(first + start, first + stop) if step == 1 else NotImplemented
 
 
 def _split(rows: Any, sizes: Any, dim: int = 0) -> Any:
     if rows.dim() != 2 or dim not in (1, -1):
         return NotImplemented
-    stops = list(itertools.accumulate(sizes, initial=rows.columns[0]))
-    return tuple(rows._show(start, stop) for start, stop in itertools.pairwise(stops))
+    first, sizes = rows.columns[0], tuple(sizes)
+    whole = rows.columns == (0, rows.law.loc.shape[1])
+    stops = itertools.pairwise(itertools.accumulate(sizes, initial=first))
+    return tuple(
+        rows.show(start, stop, None, (sizes, number) if whole else None)
+        for number, (start, stop) in enumerate(stops)
+    )
 
 
 def _reshape(rows: Any, *shape: Any) -> Any:
     size = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
     if not isinstance(rows, RandomRows) or tuple(size)[:1] != (len(rows),):
         return NotImplemented
-    return rows._show(*rows.columns, size)
+    return rows.show(*rows.columns, size, rows._piece)
 
 
 def _unsqueeze(rows: Any, dim: int) -> Any:
     if dim not in (-1, rows.dim()):
         return NotImplemented
-    return rows._show(*rows.columns, (*rows.shape, 1))
+    return rows.show(*rows.columns, (*rows.shape, 1), rows._piece)
 
 
 def _multiply(left: Any, right: Any) -> Any:
     rows, factor = (left, right) if isinstance(left, RandomRows) else (right, left)
+    law = rows.law
     if isinstance(factor, RandomRows):
         # A noise on units, one number a unit, joins the other's multiplier.
         if rows.noise_on_units:
             rows, factor = factor, rows
         if not factor.noise_on_units:
             return NotImplemented
-        multiplier = factor.rows.reshape(-1)
-        own = factor.multiplier
-        return rows._times(multiplier if own is None else own * multiplier)
+        multiplier = factor.law.loc.reshape(-1)
+        own = factor.law.multiplier
+        return rows.times(multiplier if own is None else own * multiplier)
     if not isinstance(factor, Tensor):
         return NotImplemented
     units, one_a_unit = len(rows), (len(rows), *[1] * (rows.dim() - 1))
     if factor.shape == one_a_unit:
-        return rows._times(factor.reshape(-1))
-    if factor.shape == rows.shape and not isinstance(rows.scale, TiedScale):
-        flat, scale = factor.reshape(units, -1), rows.scale
+        return rows.times(factor.reshape(-1))
+    if factor.shape == rows.shape and not isinstance(law.scale, TiedScale):
+        flat, scale = factor.reshape(units, -1), law.scale
         if scale is not None:
-            scale = FullScale(scale.columns(*rows.columns) * flat)
-        product = RandomRows.make(
-            rows.loc.reshape(units, -1) * flat, scale, rows.multiplier, rows.examples
-        )
-        return product._show(*product.columns, factor.shape)
-    if not (rows.by_example and rows.noise_on_units):
+            scale = FullScale(scale.columns(slice(*rows.columns)) * flat)
+        loc = rows.loc.reshape(units, -1) * flat
+        product = RandomRows.make(loc, scale, law.multiplier, law.examples)
+        return product.show(*product.columns, factor.shape)
+    if not (law.by_example and rows.noise_on_units):
         return NotImplemented
-    assert rows.multiplier is not None
+    assert law.multiplier is not None
     if factor.dim() == rows.dim() == 2 and len(factor) == units:
         # Ordinary rows times a noise on units.
-        return RandomRows.make(factor * rows.rows, None, rows.multiplier, rows.examples)
-    if factor.dim() == rows.dim() + 1 and len(factor) == rows.examples:
+        return RandomRows.make(factor * law.loc, None, law.multiplier, law.examples)
+    if factor.dim() == rows.dim() + 1 and len(factor) == law.examples:
         # A batch of inputs times a noise on their features or channels.
-        noise = rows.multiplier * rows.rows.reshape(-1)
-        return factor * noise.reshape(rows.examples, *rows.shape)
+        noise = law.multiplier * law.loc.reshape(-1)
+        return factor * noise.reshape(law.examples, *rows.shape)
     return NotImplemented
 
 
 def _bias_fits(bias: Any, weight: RandomRows) -> bool:
     """Whether a bias is no random one, or one of the same rows."""
-    if not isinstance(bias, RandomRows):
-        return True
-    same = bias.multiplier is weight.multiplier and bias.rows is weight.rows
-    return same and bias._draw is None
+    return not isinstance(bias, RandomRows) or (bias.law is weight.law and bias._draw is None)
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.linear's own
@@ -310,10 +369,14 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
         or not _bias_fits(bias, weight)
         or input.dim() != 2
         # More rows than examples are positions, which share one weight draw.
-        or len(input) != weight.examples
+        or len(input) != weight.law.examples
+        # Other layers of these rows have one; theirs is the cheaper way then.
+        or "draw" in vars(weight.law)
     ):
         return NotImplemented
-    rows, scale, multiplier = weight.rows, weight.scale, weight.multiplier
+    law = weight.law
+    law.sampled = True
+    rows, scale, multiplier = law.loc, law.scale, law.multiplier
     width, of_rows = input.shape[1], isinstance(bias, RandomRows)
     parts = (weight, bias) if of_rows else (weight,)
     if not (
@@ -323,10 +386,11 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
     ):
         # Rows of more than one layer: those of this one, the bias last.
         rows = torch.cat([part.loc.reshape(len(rows), -1) for part in parts], 1)
+        columns = [slice(*part.columns) for part in parts]
         if isinstance(scale, FullScale):
-            scale = FullScale(torch.cat([scale.columns(*part.columns) for part in parts], 1))
+            scale = FullScale(torch.cat([scale.columns(part) for part in columns], 1))
         elif scale is not None:
-            lengths = [scale.lengths[..., slice(*part.columns)] for part in parts]
+            lengths = [scale.lengths[..., part] for part in columns]
             scale = TiedScale(scale.rows, torch.cat(lengths, -1))
     if scale is not None and autocast_enabled(rows.device):
         # The products in lower precision; the scales, which may be tiny, in their own.
@@ -477,17 +541,18 @@ def _convolution(function: Callable[..., Tensor]) -> Callable[..., Any]:
         if (
             not isinstance(weight, RandomRows)
             or isinstance(input, RandomRows)
-            or not weight.by_example
+            or not weight.law.by_example
             or not _bias_fits(bias, weight)
             or input.dim() != weight.dim()
-            or len(input) != weight.examples
+            or len(input) != weight.law.examples
         ):
             return NotImplemented
         inside = bias.draw_unmultiplied() if isinstance(bias, RandomRows) else None
         output = function(input, weight.draw_unmultiplied(), inside, *args, **kwargs)
         trailing = [1] * (output.dim() - 2)
-        assert weight.multiplier is not None
-        output = output * weight.multiplier.reshape(*weight.multiplier.shape, *trailing)
+        multiplier = weight.law.multiplier
+        assert multiplier is not None
+        output = output * multiplier.reshape(*multiplier.shape, *trailing)
         return (
             output if bias is None or inside is not None else output + bias.reshape(-1, *trailing)
         )
@@ -548,7 +613,7 @@ class LocalReparameterisation(Messenger):
             draws = msg["fn"].rsample((self.examples,))
             one = torch.ones_like(draws[0]).unsqueeze(1)
             noise = RandomRows.make(one, None, draws, self.examples)
-            value = noise._show(*noise.columns, (len(one),))
+            value = noise.show(*noise.columns, (len(one),))
         else:
             return
         if value is not None:

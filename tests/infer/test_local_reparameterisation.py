@@ -48,14 +48,14 @@ def make_rows(
 def moments(rows: RandomRows) -> tuple[Tensor, Tensor]:
     """Mean and variance as ordinary tensors."""
     variance = torch.zeros(rows.shape).double()
-    if isinstance(rows.scale, TiedScale):
-        factors, lengths = (2 * rows.scale.rows).exp(), (2 * rows.scale.lengths).exp()
+    if isinstance(rows.law.scale, TiedScale):
+        factors, lengths = (2 * rows.law.scale.rows).exp(), (2 * rows.law.scale.lengths).exp()
         if factors.dim() == 1:
             factors, lengths = factors.unsqueeze(1), lengths.unsqueeze(0)
         variance = (factors @ lengths)[:, slice(*rows.columns)].reshape(rows.shape)
-    elif rows.scale is not None:
-        variance = rows.scale.scale[:, slice(*rows.columns)].square().reshape(rows.shape)
-    factor = torch.ones(UNITS).double() if rows.multiplier is None else rows.multiplier
+    elif rows.law.scale is not None:
+        variance = rows.law.scale.scale[:, slice(*rows.columns)].square().reshape(rows.shape)
+    factor = torch.ones(UNITS).double() if rows.law.multiplier is None else rows.law.multiplier
     factor = factor.reshape(-1, *[1] * (rows.dim() - 1))
     return rows.loc * factor, variance * factor.square()
 
@@ -122,7 +122,7 @@ class TestOperations:
     def test_one_factor_a_weight(self, rows):
         factor = torch.rand(UNITS, LENGTH).double()
         product, (mean, variance) = rows * factor, moments(rows)
-        if isinstance(rows.scale, TiedScale):  # no longer one
+        if isinstance(rows.law.scale, TiedScale):  # no longer one
             torch.testing.assert_close(product, rows.draw() * factor)
         else:
             assert_same(product, mean * factor, variance * factor.square())
@@ -156,7 +156,8 @@ class TestOperations:
 
     def test_draws_have_the_moments(self, rows):
         mean, variance = moments(rows)
-        draws = torch.stack([rows.reshape(rows.shape).draw().detach() for _ in range(2000)])
+        one = torch.ones(UNITS).double()
+        draws = torch.stack([rows.times(one).draw().detach() for _ in range(2000)])
         standard_error = (variance / len(draws)).sqrt()
         assert ((draws.mean(0) - mean).abs() <= 5 * standard_error + 1e-12).all()
         error = 5 * math.sqrt(2 / len(draws)) * variance
@@ -238,9 +239,8 @@ class TestLinear:
 
         def output(*_: Tensor) -> Tensor:
             torch.manual_seed(1)
-            fresh = RandomRows.make(rows.rows, rows.scale, multiplier, EXAMPLES)
-            if kind == "full":
-                fresh.scale = FullScale(leaves[2].exp())
+            scale = FullScale(leaves[2].exp()) if kind == "full" else rows.law.scale
+            fresh = RandomRows.make(rows.law.loc, scale, multiplier, EXAMPLES)
             if bias == "elsewhere":  # rows of a layer that lie behind another's
                 return F.linear(x, fresh[:, 1:], fresh[:, 0])
             return F.linear(x, fresh[:, :width], fresh[:, width] if bias == "random" else None)
