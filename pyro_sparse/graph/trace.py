@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .products import found_products
 from .removal import Removal, varying
 from .rules import MOVEMENTS, Step, Unsupported, Use, Walk, passing, pointwise, rule_of
 from .structure import Graph, Group, ParameterSlice, ReaderSlice
@@ -524,8 +525,9 @@ class _Gathered:
             first = self.walk.names[id(value)]
             if first != name:
                 aliases[name] = first
+        everything = (self._input_group(readers, examples), *named)
         return Graph(
-            (self._input_group(readers, examples), *named),
+            everything,
             {name: value.shape for name, value in self.parameters.items() if name in covered},
             {
                 name: "not used by the forward pass"
@@ -534,6 +536,9 @@ class _Gathered:
             },
             aliases,
             tuple((value.shape, value.dtype) for value in examples),
+            found_products(
+                self.analysis, everything, examples[0].shape[0] if examples[0].ndim else 1
+            ),
         )
 
     def _has_rows(self, name: str) -> bool:
