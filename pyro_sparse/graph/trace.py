@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .functions import with_layers
 from .products import found_products
 from .removal import Removal, varying
 from .rules import MOVEMENTS, Step, Unsupported, Use, Walk, passing, pointwise, rule_of
@@ -68,7 +69,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
                 _erase(graph, node)
             elif node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
                 node.op, node.target, node.args = "call_method", "size", node.args[:1]
-        return fx.GraphModule(net, graph)
+        return with_layers(fx.GraphModule(net, graph))
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
@@ -624,13 +625,10 @@ class _Gathered:
         return "embedding" if isinstance(module, nn.Embedding) else "parameter"
 
     def _shared(self, parameter: str) -> bool:
-        owner = parameter.rpartition(".")[0]
-        tied = [
-            name
-            for name, value in self.net.named_parameters(remove_duplicate=False)
-            if self.walk.names[id(value)] == parameter
-        ]
-        calls = sum(self.calls[name.rpartition(".")[0]] for name in tied) or self.calls[owner]
+        calls = 0
+        for target, count in self.calls.items():
+            module = self.analysis.traced.get_submodule(str(target))
+            calls += count * any(self.walk.names[id(p)] == parameter for p in module.parameters())
         return calls > 1
 
     def _left_over(self, done: set[str]) -> list[Group]:

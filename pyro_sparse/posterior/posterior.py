@@ -165,7 +165,11 @@ class Posterior:
         ]
 
     def macs(self, keep: Mapping[str, Tensor]) -> int:
-        """Multiply-accumulate operations of the compact network for one input, by its shapes."""
+        """Multiply-accumulate operations of the compact network for one input.
+
+        Without those of excluded units that have to stay for the constant that they emit, see
+        :mod:`pyro_sparse.export.compact`.
+        """
         if self._dense_macs is None:
             shape = (1, *self.model.example_shape[1:])
             example = next(self.model.net.buffers()).new_zeros(shape)
