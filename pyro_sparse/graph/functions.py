@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 __all__ = ["layers_of_functions", "with_layers"]
 
@@ -70,7 +70,7 @@ def with_layers(traced: fx.GraphModule) -> fx.GraphModule:
 
 def _parameters(
     traced: fx.GraphModule, weight: Any, bias: Any
-) -> tuple[str, str, dict[str, Tensor | None]] | None:
+) -> tuple[str, str, dict[str, Any]] | None:
     """Names and tensors of a weight and a bias, where they are parameters named as a layer's."""
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
@@ -104,9 +104,7 @@ def _taken(traced: fx.GraphModule, name: str) -> bool:
         return False
 
 
-def _layer(
-    function: Any, given: Mapping[str, Any], weight: Tensor, bias: Tensor | None
-) -> nn.Module:
+def _layer(function: Any, given: Mapping[str, Any], weight: Any, bias: Any) -> nn.Module:
     """The layer that computes the function, with these parameters."""
     layer: nn.Module
     if function is F.linear:
@@ -123,5 +121,5 @@ def _layer(
             device="meta",
             **given,
         )
-    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    layer.weight, layer.bias = weight, bias
     return layer.eval()

@@ -108,6 +108,18 @@ def test_linear_functions(tmp_path):
     assert [name for name, _ in net.named_modules()] == ["", "0", "1", "2"]
 
 
+class Shifted(nn.Linear):
+    """A subclass of a layer, whose forward is followed."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_a_subclass_of_a_layer(tmp_path):
+    net = nn.Sequential(Shifted(5, 9), nn.ReLU(), nn.Linear(9, 3))
+    assert check(net, torch.randn(4, 5), tmp_path)["0.linear"].prunable
+
+
 def test_other_functions(tmp_path):
     graph = check(Functions(), torch.randn(4, 3, 8, 8), tmp_path)
     prunable = {group.name for group in graph if group.prunable and group.writers}
