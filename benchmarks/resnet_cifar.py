@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--kl-weight", type=float, default=0.02, help="throughout; default 0.02")
+    parser.add_argument("--kl-weight", type=float, default=0.01, help="throughout; default 0.01")
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--precision", default="32-true", choices=names.PRECISIONS)
     parser.add_argument("--seed", type=int, default=0)

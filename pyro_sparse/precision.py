@@ -63,7 +63,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
         return
     backends: Any = torch.backends
     # The names before torch 2.9, which refuses what mixes them with its own.
-    parts, name, exact = (backends.cudnn, backends.cuda.matmul), "allow_tf32", False
+    exact: str | bool = False
+    parts, name = (backends.cudnn, backends.cuda.matmul), "allow_tf32"
     if hasattr(backends.cudnn, "conv"):
         parts, name, exact = (backends.cudnn.conv, backends.cuda.matmul), "fp32_precision", "ieee"
     before = [getattr(part, name) for part in parts]

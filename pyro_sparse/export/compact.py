@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from pyro_sparse.graph import Graph, Group, evaluating, trace
+from pyro_sparse.graph.functions import layers_of_functions
 from pyro_sparse.graph.removal import Removal
 from pyro_sparse.graph.rules import Step, elementwise, rule_of
 from pyro_sparse.graph.trace import Analysis, analyse
@@ -360,6 +361,12 @@ class _Compaction:
             if node.op == "get_attr":
                 owner, _, leaf = str(node.target).rpartition(".")
                 setattr(self.traced.get_submodule(owner), leaf, _own(self.small, str(node.target)))
+        for path, names in layers_of_functions(self.traced).items():
+            layer = self.traced.get_submodule(path)
+            for leaf, name in zip(("weight", "bias"), names, strict=True):
+                if name in self.tensors:
+                    setattr(layer, leaf, _own(self.small, name))
+            self.changed = True
 
     def _fit_modules(self, removal: Removal, status: Mapping[fx.Node, str]) -> None:
         """The modules' own record of their sizes."""
@@ -569,6 +576,7 @@ def _place(net: nn.Module, graph: Graph, name: str, value: Tensor) -> None:
             trainable = before is None or before.requires_grad
             first = nn.Parameter(value.contiguous(), trainable and value.is_floating_point())
         module._buffers.pop(leaf, None)
+        module.__dict__.pop(leaf, None)  # a bias that was set to None
         module._parameters[leaf] = first
 
 

@@ -380,6 +380,14 @@ def pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.conv._ConvTransp
     return any(module.padding)
 
 
+@rule(F.linear, F.conv1d, F.conv2d, F.conv3d, F.layer_norm)
+def function_of_parameters(step: Step) -> Value:
+    """What :mod:`.functions` could not make a layer of."""
+    raise Unsupported(
+        f"{step} takes weights that are not parameters named 'weight' and 'bias', as a layer's are"
+    )
+
+
 @rule(nn.Embedding)
 def embedding(step: Step) -> Value:
     """Writes units along the last dimension."""
@@ -458,7 +466,7 @@ def multihead_attention(step: Step) -> Any:
     )
     reason = ""
     if len(values) != 3 or len(step.node.args) != 3 or unknown:
-        reason = f"{step} takes masks or inputs by name, which is not supported"
+        reason = f"{step} takes {', '.join(unknown) or 'inputs by name'}, which is not supported"
     elif module.bias_k is not None or module.add_zero_attn:
         reason = f"{step} adds keys of its own"
     elif not module._qkv_same_embed_dim:
@@ -468,6 +476,7 @@ def multihead_attention(step: Step) -> Any:
     output = step.output[0]
     inner = replace(step, output=output)
     if reason:
+        step.walk.failures[step.name] = reason
         for given in step.inputs:
             step.walk.atoms.block(given.labels, reason)
         return (inner.kept(), None)
@@ -792,8 +801,16 @@ def matrix_product(step: Step) -> Value:
 @rule(F.scaled_dot_product_attention)
 def attention(step: Step) -> Value:
     """Queries, keys and values of a head are one unit."""
-    if len(step.inputs) > 3 or any(len(value.shape) < 3 for value in step.inputs):
-        raise Unsupported(f"{step} takes a mask, which is not supported")
+    if any(len(value.shape) < 3 for value in step.inputs[:3]):
+        raise Unsupported(f"{step} runs on inputs without heads")
+    if len(step.inputs) > 3:
+        # All heads are masked alike, or a removed one would have to leave the mask as well.
+        mask = step.inputs[3]
+        units = bool(step.walk.atoms.firm(mask.labels).any())
+        if units or (len(mask.shape) > 2 and mask.shape[-3] > 1):
+            raise Unsupported(f"{step} takes a mask for each head")
+        step.walk.atoms.block(mask.labels, f"{step} takes them as a mask")
+        step = replace(step, inputs=step.inputs[:3])
     if argument(step, "dropout_p", 4, 0.0):
         raise Unsupported(f"{step} drops weights at random in eval mode too")
     # Only the values are multiplied; scaled queries and keys change where a head looks.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "Group", "ParameterSlice", "ReaderSlice"]
+__all__ = ["Graph", "Group", "ParameterSlice", "Product", "ReaderSlice", "Width"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,34 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Width:
+    """How many entries of a dimension are left: ``fixed``, and some for every unit that is kept.
+
+    units: entries of one unit, by group.
+    """
+
+    fixed: int
+    units: Mapping[str, int]
+
+    def left(self, kept: Mapping[str, int]) -> int:
+        """With so many units of the groups."""
+        return self.fixed + sum(each * kept[name] for name, each in self.units.items())
+
+
+@dataclass(frozen=True)
+class Product:
+    """A layer, or a product within an attention: ``factor · rows · columns`` MACs for one input."""
+
+    factor: int
+    rows: Width
+    columns: Width
+
+    def macs(self, kept: Mapping[str, int]) -> int:
+        """With so many units of the groups."""
+        return self.factor * self.rows.left(kept) * self.columns.left(kept)
+
+
+@dataclass(frozen=True)
 class Graph:
     """The groups of a network, in the order of its forward pass.
 
@@ -113,6 +141,7 @@ class Graph:
     ungrouped: the parameters that stand in none, and why.
     aliases: further names of grouped parameters (tied weights), and the name used here.
     example: shape and type of the inputs that the network was traced with.
+    products: what costs MACs, and fewer of them where units are removed.
     """
 
     groups: tuple[Group, ...]
@@ -120,6 +149,7 @@ class Graph:
     ungrouped: Mapping[str, str]
     aliases: Mapping[str, str]
     example: tuple[tuple[torch.Size, torch.dtype], ...] = ()
+    products: tuple[Product, ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -381,6 +411,15 @@ class Graph:
             for part in (*self[name].writers, *self[name].readers):
                 sizes[part.parameter][part.dim] -= excluded * part.block
         return {name: tuple(size) for name, size in sizes.items()}
+
+    def macs_saved(self, keep: Mapping[str, Tensor]) -> int:
+        """Multiply-accumulate operations of one input that go with the excluded units.
+
+        :param keep: boolean masks by group, as in :meth:`check_keep`.
+        """
+        kept = {name: int(mask.sum()) for name, mask in self.check_keep(keep).items()}
+        full = {group.name: group.size for group in self}
+        return sum(product.macs(full) - product.macs(kept) for product in self.products)
 
     def connected(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks of the units through which anything flows, for every prunable group.

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .functions import with_layers
+from .products import found_products
 from .removal import Removal, varying
 from .rules import MOVEMENTS, Step, Unsupported, Use, Walk, passing, pointwise, rule_of
 from .structure import Graph, Group, ParameterSlice, ReaderSlice
@@ -67,7 +69,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
                 _erase(graph, node)
             elif node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
                 node.op, node.target, node.args = "call_method", "size", node.args[:1]
-        return fx.GraphModule(net, graph)
+        return with_layers(fx.GraphModule(net, graph))
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
@@ -524,8 +526,9 @@ class _Gathered:
             first = self.walk.names[id(value)]
             if first != name:
                 aliases[name] = first
+        everything = (self._input_group(readers, examples), *named)
         return Graph(
-            (self._input_group(readers, examples), *named),
+            everything,
             {name: value.shape for name, value in self.parameters.items() if name in covered},
             {
                 name: "not used by the forward pass"
@@ -534,6 +537,9 @@ class _Gathered:
             },
             aliases,
             tuple((value.shape, value.dtype) for value in examples),
+            found_products(
+                self.analysis, everything, examples[0].shape[0] if examples[0].ndim else 1
+            ),
         )
 
     def _has_rows(self, name: str) -> bool:
@@ -619,13 +625,10 @@ class _Gathered:
         return "embedding" if isinstance(module, nn.Embedding) else "parameter"
 
     def _shared(self, parameter: str) -> bool:
-        owner = parameter.rpartition(".")[0]
-        tied = [
-            name
-            for name, value in self.net.named_parameters(remove_duplicate=False)
-            if self.walk.names[id(value)] == parameter
-        ]
-        calls = sum(self.calls[name.rpartition(".")[0]] for name in tied) or self.calls[owner]
+        calls = 0
+        for target, count in self.calls.items():
+            module = self.analysis.traced.get_submodule(str(target))
+            calls += count * any(self.walk.names[id(p)] == parameter for p in module.parameters())
         return calls > 1
 
     def _left_over(self, done: set[str]) -> list[Group]:

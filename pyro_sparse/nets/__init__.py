@@ -2,7 +2,7 @@
 
 from .attention import Attention
 from .build import build
-from .cost import count_macs, count_parameters, macs_by_layer
+from .cost import count_macs, count_parameters
 from .lenet import lenet5_caffe
 from .mlp import ACTIVATIONS, mlp
 from .resnet import resnet
@@ -19,7 +19,6 @@ __all__ = [
     "estimate_statistics",
     "kept_statistics",
     "lenet5_caffe",
-    "macs_by_layer",
     "mlp",
     "normalisations",
     "resnet",

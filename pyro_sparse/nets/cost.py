@@ -8,25 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["count_macs", "count_parameters", "macs_by_layer"]
+__all__ = ["count_macs", "count_parameters"]
 
 
 def count_parameters(net: nn.Module) -> int:
     """Numbers among the parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in net.parameters())
-
-
-@torch.no_grad()
-def macs_by_layer(net: nn.Module, example: Tensor) -> dict[str, int]:
-    """MACs of every layer for one input, by dotted name; see :func:`count_macs`."""
-    net = copy.deepcopy(net).eval()
-    with FlopCounterMode(display=False) as counter:
-        net(example[:1])
-    return {
-        name.partition(".")[2]: sum(counts.values()) // 2
-        for name, counts in counter.get_flop_counts().items()
-        if "." in name
-    }
 
 
 @torch.no_grad()
@@ -40,6 +27,12 @@ def count_macs(net: nn.Module, example: Tensor) -> int:
     """
     # A copy, since eval mode and the counter's hooks must not show on the caller's network.
     net = copy.deepcopy(net).eval()
-    with FlopCounterMode(display=False) as counter:
-        net(example[:1])
+    # Torch's fused attention is one operation, which the counter does not know.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            net(example[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2

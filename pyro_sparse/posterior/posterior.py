@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -72,7 +71,7 @@ class Posterior:
             size = min(len(chosen), STATISTICS_BATCH)
             chosen = chosen[: len(chosen) // size * size].to(inputs.device)
             self._normalising = inputs[chosen].split(size)
-        self._layer_macs: dict[str, int] | None = None
+        self._dense_macs: int | None = None
 
     # -- which units -----------------------------------------------------------------------------
 
@@ -166,19 +165,16 @@ class Posterior:
         ]
 
     def macs(self, keep: Mapping[str, Tensor]) -> int:
-        """Multiply-accumulate operations of the compact network for one input, by its shapes."""
-        if self._layer_macs is None:
+        """Multiply-accumulate operations of the compact network for one input.
+
+        Without those of excluded units that have to stay for the constant that they emit, see
+        :mod:`pyro_sparse.export.compact`.
+        """
+        if self._dense_macs is None:
             shape = (1, *self.model.example_shape[1:])
             example = next(self.model.net.buffers()).new_zeros(shape)
-            self._layer_macs = nets.macs_by_layer(self.model.net, example)
-        sizes, shapes = self.model.graph.sizes(keep), self.model.graph.shapes
-        total = 0
-        for layer, macs in self._layer_macs.items():
-            weight = f"{layer}.weight"
-            if weight in sizes:
-                # A whole number of applications of each weight.
-                total += macs * math.prod(sizes[weight]) // shapes[weight].numel()
-        return total
+            self._dense_macs = nets.count_macs(self.model.net, example)
+        return self._dense_macs - self.model.graph.macs_saved(keep)
 
     def summary(self, rule: SelectionRule | None = None) -> Summary:
         """A table by group: kept, expected kept with its interval, undecided, entropy.

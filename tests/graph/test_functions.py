@@ -1,0 +1,177 @@
+"""Layers written as functions, and attention with masks: removed exactly, or with a reason."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pyro_sparse import guides, models, nets
+from pyro_sparse.export import compact, load, save
+from pyro_sparse.graph import groups
+from pyro_sparse.posterior import Posterior
+
+
+class Own(nn.Module):
+    """A linear layer of its own making; σ(0) = ½ has to be folded."""
+
+    def __init__(self, inputs, outputs, bias=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias).sigmoid()
+
+
+class Functions(nn.Module):
+    """Convolutions by position and by name, and a layer normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3, 3, 3) / 5)
+        self.bias = nn.Parameter(torch.randn(6))
+        self.second_weight = nn.Parameter(torch.randn(4, 6, 3, 3) / 7)
+        self.norm_weight = nn.Parameter(torch.randn(64))
+        self.norm_bias = nn.Parameter(torch.randn(64))
+        self.out = nn.Linear(4 * 64, 3)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.weight, self.bias, padding=1).tanh()
+        x = F.relu(F.conv2d(x, self.second_weight, None, 1, 1)).flatten(2)
+        return self.out(F.layer_norm(x, (64,), self.norm_weight, self.norm_bias).flatten(1))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(7, 7)), nn.Parameter(torch.randn(7))
+        self.first, self.out = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(2):
+            x = torch.relu(F.linear(x, self.weight, self.bias))
+        return self.out(x)
+
+
+class Masked(nn.Module):
+    """A causal attention: by a mask that is a buffer, or by its flag."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.qkv, self.out = nn.Linear(6, 3 * 4 * 5), nn.Linear(20, 6)
+        self.head = nn.Linear(6, 2)
+        mask = torch.zeros(7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+        self.register_buffer("mask", mask.expand(4, 7, 7) if how == "each" else mask)
+
+    def forward(self, x):
+        parts = self.qkv(x).reshape(-1, 7, 3, 4, 5).permute(2, 0, 3, 1, 4)
+        query, key, value = parts[0], parts[1], parts[2]
+        if self.how == "flag":
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        elif self.how == "position":
+            attended = F.scaled_dot_product_attention(query, key, value, self.mask)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+        return self.head(self.out(attended.transpose(1, 2).flatten(2)).relu().mean(1))
+
+
+def check(net, x, tmp_path):
+    """Compact equals masked for random masks, costs what is said, and can be written and read."""
+    model = models.SpikeSlabGaussian(net.eval(), x, num_data=10)
+    posterior = Posterior(model, guides.for_model(model))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        keep = {}
+        for group in model.graph:
+            if group.prunable and group.writers:
+                keep[group.name] = torch.rand(group.size, generator=generator) < 0.5
+                keep[group.name][seed % group.size] = True
+        small = compact(posterior, keep)
+        for inputs in (x, x[:1]):
+            with torch.no_grad():
+                difference = (small(inputs) - posterior.masked(inputs, keep)).abs().max()
+            assert float(difference) <= 1e-5
+        assert nets.count_macs(small, x) == posterior.macs(keep)
+    assert nets.count_parameters(small) < nets.count_parameters(net)
+    save(small, tmp_path / "small", example=x)
+    torch.testing.assert_close(load(tmp_path / "small")(x), small(x))
+    return model.graph
+
+
+def test_linear_functions(tmp_path):
+    net = nn.Sequential(Own(5, 9), Own(9, 8, bias=False), nn.Linear(8, 3))
+    graph = check(net, torch.randn(4, 5), tmp_path)
+    assert [group.name for group in graph if group.prunable] == ["input", "0.linear", "1.linear"]
+    # The network itself is as it was.
+    assert [name for name, _ in net.named_modules()] == ["", "0", "1", "2"]
+
+
+class Shifted(nn.Linear):
+    """A subclass of a layer, whose forward is followed."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_a_subclass_of_a_layer(tmp_path):
+    net = nn.Sequential(Shifted(5, 9), nn.ReLU(), nn.Linear(9, 3))
+    assert check(net, torch.randn(4, 5), tmp_path)["0.linear"].prunable
+
+
+def test_other_functions(tmp_path):
+    graph = check(Functions(), torch.randn(4, 3, 8, 8), tmp_path)
+    prunable = {group.name for group in graph if group.prunable and group.writers}
+    # What a layer normalisation sees stays, whether it is a module or a function.
+    assert prunable == {"conv2d"}
+
+
+def test_a_weight_that_is_used_twice(tmp_path):
+    graph = check(Twice(), torch.randn(4, 5), tmp_path)
+    assert graph["first"].shared
+
+
+def test_a_weight_of_another_name_stays():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.out = nn.Parameter(torch.randn(7, 5)), nn.Linear(7, 3)
+
+        def forward(self, x):
+            return self.out(F.relu(F.linear(x, self.w)))
+
+    reason = groups(Odd(), torch.zeros(2, 5))["input"].reason
+    assert "'weight' and 'bias'" in reason
+
+
+@pytest.mark.parametrize("how", ["flag", "position", "name"])
+def test_a_mask_for_all_heads(how, tmp_path):
+    graph = check(Masked(how), torch.randn(3, 7, 6), tmp_path)
+    assert graph["qkv"].size == 4
+    assert graph["qkv"].prunable
+
+
+def test_a_mask_for_each_head_keeps_them():
+    graph = groups(Masked("each"), torch.randn(3, 7, 6))
+    assert not graph["qkv"].prunable
+    assert "a mask for each head" in graph["qkv"].reason
+
+
+@pytest.mark.parametrize("name", ["attn_mask", "key_padding_mask"])
+def test_masks_of_torchs_attention_keep_its_heads(name):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.out = (
+                nn.MultiheadAttention(6, 2, batch_first=True),
+                nn.Linear(6, 2),
+            )
+            shape = (7, 7) if name == "attn_mask" else (2, 7)
+            self.register_buffer("mask", torch.zeros(shape, dtype=torch.bool))
+
+        def forward(self, x):
+            return self.out(self.attention(x, x, x, need_weights=False, **{name: self.mask})[0])
+
+    graph = groups(Net().eval(), torch.randn(2, 7, 6))
+    assert name in next(group.reason for group in graph if "attention" in group.name)
