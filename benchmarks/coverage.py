@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 
-from pyro_sparse import experiment
+from pyro_sparse import comparison, experiment
+from pyro_sparse.parallel import Failed, call_in_processes
 
 SETS = ("concrete", "energy", "yacht", "wine-quality-red")
 HEADER = (
@@ -39,14 +40,12 @@ HEADER = (
 
 
 def measure(name: str, split: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One run: number of test rows, scores, and calibration of ensemble and compact network."""
-    settings = experiment.settings_for(
-        options.model,
-        f"uci:{name}",
-        split=split,
-        epochs=options.epochs,
-        seed=split,
-        noise_rate=options.noise_rate,
+    """One run: number of rows, scores, and calibration of ensemble and compact network."""
+    chosen = {"epochs": options.epochs, "noise_rate": options.noise_rate}
+    if options.on_validation:
+        chosen["validation"] = 0.2
+    settings = comparison.entry_settings(
+        options.model, f"uci:{name}", split=split, seed=split, **chosen
     )
     dataset = experiment.load_data(settings, options.data_root)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,15 +54,19 @@ def measure(name: str, split: int, options: argparse.Namespace) -> dict[str, Any
         )
         _, _, posterior = experiment.load(Path(folder) / "run", options.data_root)
     torch.manual_seed(split)
-    test, scale = dataset.test, dataset.preprocessing["target"]["std"]
-    both = posterior.calibration(test.x, test.y, num_samples=options.draws, target_scale=scale)
+    held = dataset.validation if options.on_validation else dataset.test
+    scale = dataset.preprocessing["target"]["std"]
+    both = posterior.calibration(held.x, held.y, num_samples=options.draws, target_scale=scale)
+    scores = posterior.evaluate(
+        held.x, held.y, num_samples=options.draws, keep=posterior.keep(), target_scale=scale
+    )
     return {
         "data": name,
         "split": split,
-        "rows": len(test),
+        "rows": len(held),
         "seconds": summary["train_seconds"],
         "kept": summary["kept"],
-        "rmse": summary["rmse_ensemble"],
+        "rmse": scores["rmse_ensemble"],
         **both["ensemble"].scores,
         "compact_95": both["compact"].scores["coverage_95"],
     }
@@ -96,7 +99,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--model", default="ss-ghs", help="a name of the zoo")
+    parser.add_argument("--model", default="ss-ghs", help="as for compare: ss-ghs:net=mlp:20")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--on-validation",
+        action="store_true",
+        help="hold out a fifth of the training rows and score on these, to choose settings by",
+    )
     parser.add_argument("--sets", nargs="+", default=SETS, metavar="NAME")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="[default: by data set]")
@@ -104,13 +113,16 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--out", type=Path, help="JSON file of all numbers")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    runs: list[dict[str, Any]] = []
-    print(HEADER, flush=True)
+    calls = [(name, split, options) for name in options.sets for split in range(options.splits)]
+    found = dict(call_in_processes(measure, calls, options.jobs))
+    runs: list[dict[str, Any]] = [found[index] for index in range(len(calls))]
+    for run in runs:
+        if isinstance(run, Failed):
+            raise run
+    print(options.model, "on validation rows" if options.on_validation else "")
+    print(HEADER)
     for name in options.sets:
-        own = [measure(name, split, options) for split in range(options.splits)]
-        runs += own
-        print(line(own), flush=True)
+        print(line([run for run in runs if run["data"] == name]))
     if options.out is not None:
         options.out.write_text(json.dumps(runs, indent=2) + "\n")
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import pyro_sparse as ps
 from pyro_sparse.infer.schedules import Schedule, constant, ramp
+from pyro_sparse.parallel import Failed, call_in_processes
 from pyro_sparse.posterior import Curve, Posterior, theoretical_rate
 from pyro_sparse.posterior.contraction import fitted_rate
 
@@ -40,7 +41,7 @@ INPUTS, ACTIVE, TEACHER, STUDENT, NOISE = 20, 5, 8, 50, 0.1
 SIZES = (500, 2000, 8000)
 BINS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 WEAK_PRIOR = 0.3
-WEAK_ESTIMATORS = {"straight-through": 1, "score": 8}
+WEAK_ESTIMATORS = {"straight-through": 1, "score": 4}
 """Estimators of the inclusions' gradient, and draws a step."""
 
 
@@ -271,12 +272,26 @@ def report(records: Sequence[dict[str, Any]]) -> None:
                           f"false {r['false']}, expected {r['expected']:.1f}")  # fmt: skip
 
 
+def one(key: dict[str, Any]) -> dict[str, Any]:
+    """The record of one fit, or of the fits to one regression with weak signals."""
+    model, seed, size, steps = (key[name] for name in ("model", "seed", "size", "steps"))
+    started = time.perf_counter()
+    if key["case"] == "teacher":
+        found = planted(model, seed, size, steps)
+    elif key["case"] == "weak":
+        found = weak_case(model, seed, steps)
+    else:
+        found = wide_case(model, key["case"], seed, steps)
+    return {**key, **found, "seconds": round(time.perf_counter() - started, 1)}
+
+
 def main() -> None:
     """Run what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(MODELS), default="ss-ig")
     parser.add_argument("--seeds", type=int, default=10, help="seeds 0 … of every case")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--jobs", type=int, default=1, help="fits at a time")
     parser.add_argument("--weak", action="store_true", help="weak signals, too")
     kinds = ["linear", "hidden"]
     parser.add_argument("--wide", nargs="*", choices=kinds, default=kinds)
@@ -284,7 +299,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/planted.jsonl"))
     parser.add_argument("--report", action="store_true", help="print the tables and fit nothing")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
 
     def known() -> list[dict[str, Any]]:
@@ -295,23 +309,25 @@ def main() -> None:
     cases: list[tuple[str, int]] = [(kind, 300) for kind in arguments.wide]
     cases += [("teacher", size) for size in arguments.sizes]
     cases += [("weak", 120)] if arguments.weak else []
-    for seed in range(0 if arguments.report else arguments.seeds):
-        for case, size in cases:
-            key = {"case": case, "model": arguments.model, "seed": seed, "size": size}
-            key["steps"] = arguments.steps
-            if any(all(r.get(k) == v for k, v in key.items()) for r in known()):
-                continue
-            started = time.perf_counter()
-            if case == "weak":
-                found = weak_case(arguments.model, seed, arguments.steps)
-            elif case == "teacher":
-                found = planted(arguments.model, seed, size, arguments.steps)
-            else:
-                found = wide_case(arguments.model, case, seed, arguments.steps)
-            record = {**key, **found, "seconds": round(time.perf_counter() - started, 1)}
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(json.dumps(record), flush=True)
+    keys = [
+        {
+            "case": case,
+            "model": arguments.model,
+            "seed": seed,
+            "size": size,
+            "steps": arguments.steps,
+        }
+        for seed in range(0 if arguments.report else arguments.seeds)
+        for case, size in cases
+    ]
+    done = known()
+    keys = [key for key in keys if not any(key.items() <= record.items() for record in done)]
+    for _, record in call_in_processes(one, [(key,) for key in keys], arguments.jobs):
+        if isinstance(record, Failed):
+            raise record
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
     report(known())
 
 
