@@ -194,7 +194,7 @@ def test_latency_is_that_of_the_compact_network(compared, monkeypatch):
         ({"entries": ["ss-ig:lr=fast"]}, "lr must be a number, got 'fast'"),
         ({"entries": ["ss-ig:variance"]}, "expected variance=VALUE"),
         ({"entries": ["ss-ig:seed=1"]}, "unknown setting 'seed'"),
-        ({"entries": ["ss-ig:variance=half"]}, "'tied' or 'full'"),
+        ({"entries": ["ss-ig:variance=half"]}, "'tied', 'row', 'full' or"),
         ({"entries": ["ss-ig"], "baseline": "dense"}, "expected a baseline among ss-ig"),
         ({"entries": ["ss-ig"], "seeds": 0}, "at least one seed"),
         ({"entries": ["ss-ig"], "jobs": 0}, "at least one job"),
