@@ -2,7 +2,9 @@
 
 Teacher networks: 20 inputs of which 5 matter, 8 tanh units; students have 50, n = 500, 2000, 8000.
 More columns than rows: linear regression and one hidden layer, 1000 inputs of which 10 matter,
-n = 300. Every fit is a line of a JSON file, done ones are skipped, so seeds can be added later::
+n = 300. Weak signals (`--weak`): linear regression on 40 inputs, drawn from the model's own prior,
+where exact inclusion probabilities lie in between; fitted with two estimators of the inclusions.
+Every fit is a line of a JSON file, done ones are skipped, so seeds can be added later::
 
     python -m benchmarks.planted --seeds 10 --out runs/planted.jsonl
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 
 import pyro_sparse as ps
 from pyro_sparse.infer.schedules import Schedule, constant, ramp
+from pyro_sparse.parallel import Failed, call_in_processes
 from pyro_sparse.posterior import Curve, Posterior, theoretical_rate
 from pyro_sparse.posterior.contraction import fitted_rate
 
@@ -36,6 +40,9 @@ MODELS = {
 INPUTS, ACTIVE, TEACHER, STUDENT, NOISE = 20, 5, 8, 50, 0.1
 SIZES = (500, 2000, 8000)
 BINS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+WEAK_PRIOR = 0.3
+WEAK_ESTIMATORS = {"straight-through": 1, "score": 4}
+"""Estimators of the inclusions' gradient, and draws a step."""
 
 
 def teacher(seed: int, size: int = SIZES[-1], test: int = 2000) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,6 +69,56 @@ def wide(seed: int, size: int = 300, inputs: int = 1000, active: int = 10) -> tu
     return x, (y - y.mean()) / y.std()
 
 
+def weak(
+    seed: int, size: int = 120, inputs: int = 40, effect: float = 0.2
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, targets of noise 1, and which inputs matter: each with probability `WEAK_PRIOR`.
+
+    Effects are N(0, effect²), about two standard errors: truths are drawn from the very prior of
+    the model, so that exact inclusion probabilities are calibrated.
+    """
+    generator = torch.Generator().manual_seed(3000 + seed)
+    x = torch.randn(size, inputs, generator=generator)
+    inside = torch.rand(inputs, generator=generator) < WEAK_PRIOR
+    beta = effect * torch.randn(inputs, generator=generator) * inside
+    return x, x @ beta + torch.randn(size, generator=generator), inside
+
+
+def gibbs(x: Tensor, y: Tensor, effect: float = 0.2, sweeps: int = 1500) -> Tensor:
+    """Inclusion probabilities by collapsed Gibbs sampling, coefficients integrated out, noise 1.
+
+    ``log p(y | S) = -½ log |A| + ½ b^T A^{-1} b`` up to a constant, with ``A = I + effect² X^T X``
+    and ``b = effect X^T y`` of the columns in S. A tenth of the sweeps is burn-in.
+
+    Source: George and McCulloch, Statistica Sinica 7 (1997), Section 4.
+    """
+    gram = (effect**2 * (x.T @ x)).double() + torch.eye(x.shape[1], dtype=torch.float64)
+    moment = effect * (x.T @ y).double()
+    prior = math.log(WEAK_PRIOR / (1 - WEAK_PRIOR))
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(sweeps, len(moment), generator=generator, dtype=torch.float64)
+
+    def evidence(chosen: Tensor) -> float:
+        index = chosen.nonzero().flatten()
+        factor = torch.linalg.cholesky(gram[index][:, index])
+        half = torch.linalg.solve_triangular(factor, moment[index, None], upper=False)
+        return float(0.5 * half.square().sum() - factor.diagonal().log().sum())
+
+    state = torch.zeros(len(moment), dtype=torch.bool)
+    total = torch.zeros(len(moment), dtype=torch.float64)
+    for sweep in range(sweeps):
+        for unit in range(len(moment)):
+            state[unit] = True
+            inside = evidence(state)
+            state[unit] = False
+            odds = torch.tensor(prior + inside - evidence(state), dtype=torch.float64)
+            probability = odds.sigmoid()
+            state[unit] = bool(uniform[sweep, unit] < probability)
+            if sweep >= sweeps // 10:
+                total[unit] += probability
+    return total / (sweeps - sweeps // 10)
+
+
 def fit(
     model: str,
     net: nn.Module,
@@ -74,18 +131,22 @@ def fit(
     steps: int,
     inclusion_lr: float,
     kl_weight: Schedule,
+    estimator: str = "straight-through",
+    num_particles: int = 1,
+    output_scale: float = 1.0,
 ) -> Posterior:
     """Steps of Adam at 0.01, logits at ``inclusion_lr``."""
     size = len(x)
     sparse = MODELS[model](
         net, x[:2], likelihood=ps.likelihoods.Normal(), num_data=size, prune_inputs=True,
-        input_inclusion_probability=inclusion,
+        input_inclusion_probability=inclusion, output_scale=output_scale,
     )  # fmt: skip
-    guide = ps.guides.for_model(sparse)
+    guide = ps.guides.for_model(sparse, inclusion=estimator)
     loader = ps.data.Batches(x, y, min(batch, size), seed=seed)
     ps.fit(
         sparse, guide, loader, epochs=max(1, round(steps / len(loader))), lr=1e-2, seed=seed,
-        inclusion_lr=inclusion_lr, kl_weight=kl_weight, progress=False,
+        inclusion_lr=inclusion_lr, kl_weight=kl_weight, num_particles=num_particles,
+        progress=False,
     )  # fmt: skip
     return Posterior(sparse, guide)
 
@@ -131,11 +192,39 @@ def wide_case(model: str, kind: str, seed: int, steps: int) -> dict[str, Any]:
     }
 
 
+def weak_case(model: str, seed: int, steps: int) -> dict[str, Any]:
+    """One regression with weak signals: exact inclusion probabilities, and each estimator's."""
+    x, y, inside = weak(seed)
+    found = {"exact": gibbs(x, y)}
+    for estimator, particles in WEAK_ESTIMATORS.items():
+        torch.manual_seed(seed)
+        posterior = fit(
+            model, nn.Sequential(nn.Linear(x.shape[1], 1, bias=False)), x, y, seed,
+            inclusion=WEAK_PRIOR, batch=len(x), steps=steps, inclusion_lr=0.02,
+            kl_weight=constant(), estimator=estimator, num_particles=particles, output_scale=0.2,
+        )  # fmt: skip
+        found[estimator] = posterior.inclusion()["input"]
+    pips = {name: [round(p, 4) for p in pip.tolist()] for name, pip in found.items()}
+    return {"inside": inside.tolist(), "pips": pips}
+
+
 def f1(pip: Sequence[float]) -> float:
     """F1 of the inputs with PIP > ½; the first `ACTIVE` matter."""
     chosen = [value > 0.5 for value in pip]
     hits = sum(chosen[:ACTIVE])
     return 2 * hits / (sum(chosen) + ACTIVE)
+
+
+def print_calibration(pairs: Sequence[tuple[float, bool]]) -> None:
+    """A line a bin: mean inclusion probability beside the share that matters."""
+    for low, high in pairwise(BINS):
+        inside = [(p, t) for p, t in pairs if low <= p < high or p == high == 1]
+        if inside:
+            mean = sum(p for p, _ in inside) / len(inside)
+            share = sum(t for _, t in inside) / len(inside)
+            error = (mean * (1 - mean) / len(inside)) ** 0.5
+            print(f"  {low:.2f}–{high:.2f}: {len(inside):4d} inputs, mean PIP {mean:.3f}, "
+                  f"true {share:.3f} (± {error:.3f} if calibrated)")  # fmt: skip
 
 
 def report(records: Sequence[dict[str, Any]]) -> None:
@@ -166,19 +255,34 @@ def report(records: Sequence[dict[str, Any]]) -> None:
             print(Curve(tuple(sizes), radii, *rate, "L2", known))
         if runs:
             print(f"{model} calibration of input PIPs, all sizes and seeds")
-            pairs = [(p, i < ACTIVE) for r in runs for i, p in enumerate(r["pip"])]
-            for low, high in pairwise(BINS):
-                inside = [(p, t) for p, t in pairs if low <= p < high or p == high == 1]
-                if inside:
-                    mean = sum(p for p, _ in inside) / len(inside)
-                    share = sum(t for _, t in inside) / len(inside)
-                    print(f"  {low:.2f}–{high:.2f}: {len(inside):4d} inputs, mean PIP {mean:.3f}, "
-                          f"true {share:.3f}")  # fmt: skip
+            print_calibration([(p, i < ACTIVE) for r in runs for i, p in enumerate(r["pip"])])
+        signals = [r for r in records if r["case"] == "weak" and r["model"] == model]
+        for name in ("exact", *WEAK_ESTIMATORS) if signals else ():
+            pips = torch.tensor([r["pips"][name] for r in signals])
+            exact = torch.tensor([r["pips"]["exact"] for r in signals])
+            away = (pips - exact).abs()
+            print(f"{model} weak signals, {len(signals)} seeds, {name}: from the exact PIP mean "
+                  f"{away.mean():.3f} most {away.max():.3f}")  # fmt: skip
+            inside = [t for r in signals for t in r["inside"]]
+            print_calibration(list(zip(pips.flatten().tolist(), inside, strict=True)))
         for kind in ("linear", "hidden"):
             for r in records:
                 if r["case"] == kind and r["model"] == model:
                     print(f"{model} {kind} p=1000 n=300 seed {r['seed']}: true {r['true']} of 10, "
                           f"false {r['false']}, expected {r['expected']:.1f}")  # fmt: skip
+
+
+def one(key: dict[str, Any]) -> dict[str, Any]:
+    """The record of one fit, or of the fits to one regression with weak signals."""
+    model, seed, size, steps = (key[name] for name in ("model", "seed", "size", "steps"))
+    started = time.perf_counter()
+    if key["case"] == "teacher":
+        found = planted(model, seed, size, steps)
+    elif key["case"] == "weak":
+        found = weak_case(model, seed, steps)
+    else:
+        found = wide_case(model, key["case"], seed, steps)
+    return {**key, **found, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def main() -> None:
@@ -187,13 +291,14 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), default="ss-ig")
     parser.add_argument("--seeds", type=int, default=10, help="seeds 0 … of every case")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--jobs", type=int, default=1, help="fits at a time")
+    parser.add_argument("--weak", action="store_true", help="weak signals, too")
     kinds = ["linear", "hidden"]
     parser.add_argument("--wide", nargs="*", choices=kinds, default=kinds)
     parser.add_argument("--steps", type=int, default=2500, help="gradient steps of a fit")
     parser.add_argument("--out", type=Path, default=Path("runs/planted.jsonl"))
     parser.add_argument("--report", action="store_true", help="print the tables and fit nothing")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
 
     def known() -> list[dict[str, Any]]:
@@ -203,21 +308,26 @@ def main() -> None:
 
     cases: list[tuple[str, int]] = [(kind, 300) for kind in arguments.wide]
     cases += [("teacher", size) for size in arguments.sizes]
-    for seed in range(0 if arguments.report else arguments.seeds):
-        for case, size in cases:
-            key = {"case": case, "model": arguments.model, "seed": seed, "size": size}
-            key["steps"] = arguments.steps
-            if any(all(r.get(k) == v for k, v in key.items()) for r in known()):
-                continue
-            started = time.perf_counter()
-            if case == "teacher":
-                found = planted(arguments.model, seed, size, arguments.steps)
-            else:
-                found = wide_case(arguments.model, case, seed, arguments.steps)
-            record = {**key, **found, "seconds": round(time.perf_counter() - started, 1)}
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(json.dumps(record), flush=True)
+    cases += [("weak", 120)] if arguments.weak else []
+    keys = [
+        {
+            "case": case,
+            "model": arguments.model,
+            "seed": seed,
+            "size": size,
+            "steps": arguments.steps,
+        }
+        for seed in range(0 if arguments.report else arguments.seeds)
+        for case, size in cases
+    ]
+    done = known()
+    keys = [key for key in keys if not any(key.items() <= record.items() for record in done)]
+    for _, record in call_in_processes(one, [(key,) for key in keys], arguments.jobs):
+        if isinstance(record, Failed):
+            raise record
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
     report(known())
 
 

@@ -8,6 +8,7 @@ are run folders of training before and after. `load` gives the fitted posterior 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from functools import partial
 from itertools import pairwise
@@ -69,7 +70,7 @@ def build(
         chosen = {name: getattr(settings, name) for name in names}
         return {name: value for name, value in chosen.items() if value is not None}
 
-    model = getattr(models, entry.model)(
+    model = _class_of(entry)(
         net,
         dataset.train.x[:2],
         likelihood=likelihoods.Categorical()
@@ -84,6 +85,14 @@ def build(
     if isinstance(scale, str):
         raise ValueError(f"{settings.guide} needs a number as initial_scale, got {scale!r}")
     return model, guides.Automatic(model, settings.guide, guides.for_model(model), scale)
+
+
+def _class_of(entry: zoo.Entry) -> type[models.SparseModel]:
+    package, colon, name = entry.model.rpartition(":")
+    found: type[models.SparseModel] = getattr(
+        importlib.import_module(package) if colon else models, name
+    )
+    return found
 
 
 def selection_rule(

@@ -17,8 +17,8 @@ class Entry:
 
     Attributes:
         name: as the command line has it.
-        model: name of the model's class, and of its guide's. A name, so that listing the zoo
-            does not import torch.
+        model: name of the model's class in `pyro_sparse.models`, or ``package.module:Class``. A
+            name, so that listing the zoo does not import torch.
         title: its full name.
         paper: where it comes from.
         prior: in a line.

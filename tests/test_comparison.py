@@ -1,6 +1,7 @@
 """Entries, seeds and baselines: every run in its folder, and one table of all."""
 
 import csv
+import dataclasses
 import json
 import math
 import statistics
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from pyro_sparse import compare as public_compare
-from pyro_sparse import comparison, data, experiment
+from pyro_sparse import comparison, data, experiment, models
 from pyro_sparse.comparison import compare, entry_settings, latency, measure, run_seeds
 from pyro_sparse.experiment import PruningError, settings_for
 from pyro_sparse.posterior import log_weights
@@ -193,7 +194,7 @@ def test_latency_is_that_of_the_compact_network(compared, monkeypatch):
         ({"entries": ["ss-ig:lr=fast"]}, "lr must be a number, got 'fast'"),
         ({"entries": ["ss-ig:variance"]}, "expected variance=VALUE"),
         ({"entries": ["ss-ig:seed=1"]}, "unknown setting 'seed'"),
-        ({"entries": ["ss-ig:variance=half"]}, "'tied' or 'full'"),
+        ({"entries": ["ss-ig:variance=half"]}, "'tied', 'row', 'full' or"),
         ({"entries": ["ss-ig"], "baseline": "dense"}, "expected a baseline among ss-ig"),
         ({"entries": ["ss-ig"], "seeds": 0}, "at least one seed"),
         ({"entries": ["ss-ig"], "jobs": 0}, "at least one job"),
@@ -229,6 +230,28 @@ def test_compare_goes_on_where_one_model_cannot_be_pruned(digits, tmp_path, caps
 def test_compare_where_no_model_can_be_pruned(digits, tmp_path):
     with pytest.raises(PruningError, match="no model could be pruned"):
         compare([nothing_kept()], digits, tmp_path, progress=False)
+
+
+# -- a model of one's own --------------------------------------------------------------------------
+
+
+class Doubtful(models.SpikeSlabGaussian):
+    """A model outside the zoo; its guide is that of its parent."""
+
+    def __init__(self, net, example, **options):
+        super().__init__(net, example, inclusion_probability=0.02, **options)
+
+
+def test_a_model_of_ones_own(digits, tmp_path, monkeypatch):
+    entry = dataclasses.replace(
+        ZOO["ss-ig"], name="doubtful", model=f"{__name__}:Doubtful", model_options=()
+    )
+    monkeypatch.setitem(ZOO, "doubtful", entry)
+    plain = {"progress": False, "measured": False, **TINY}
+    result = compare(["doubtful:variance=full", "ss-ig"], digits, tmp_path, **plain)
+    assert [run["model"] for run in result.runs] == ["doubtful", "ss-ig"]
+    _, _, posterior = experiment.load(tmp_path / "doubtful-variance=full")
+    assert isinstance(posterior.model, Doubtful)
 
 
 # -- several runs at a time ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ stand here as one chain; forest plots, posterior predictive checks and `loo` do.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,14 @@ def loo(data: Any) -> Loo:
         )
     log_p, log_q = data["sample_stats"]["log_p"], data["sample_stats"]["log_q"]
     if new:
-        # Ratios do not change with a constant, and exponentials of large numbers do not survive.
-        found = az.loo_approximate_posterior(
-            data, log_p - log_p.max(), log_q - log_q.max(), var_name="y", pointwise=True
-        )
+        with warnings.catch_warnings():
+            # What pareto_k says is for the caller to read, with both lines.
+            warnings.filterwarnings("ignore", "Estimated shape parameter", UserWarning)
+            # Ratios do not change with a constant, and exponentials of large numbers do not
+            # survive.
+            found = az.loo_approximate_posterior(
+                data, log_p - log_p.max(), log_q - log_q.max(), var_name="y", pointwise=True
+            )
         elpd_i, pareto_k = found.elpd_i, found.pareto_k
         return Loo(found.elpd, found.se, found.p, np.asarray(elpd_i), np.asarray(pareto_k))
     log_likelihood = np.asarray(data["log_likelihood"]["y"], dtype=np.float64)[0]

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 from torch import Tensor
 
 from pyro_sparse.names import UNDECIDED
@@ -98,6 +106,7 @@ def contraction_curve(curve: Curve, ax: Axes) -> Axes:
     ax.set_yscale("log")
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
+    _log_ticks(ax.yaxis)
     ax.set_xlabel("training examples")
     ax.set_ylabel(f"radius ({curve.kind})")
     ax.set_title("posterior contraction")
@@ -264,8 +273,7 @@ def network(weights: Sequence[Tensor], keep: Sequence[Tensor], ax: Axes, *, most
                 list(lines.numpy()),
                 colors="#1b1f24",
                 linewidths=0.6,
-                # Of no line at all, matplotlib wants a single number.
-                alpha=opacity[ends, starts].numpy() if len(ends) else None,
+                alpha=opacity[ends, starts].numpy(),
                 zorder=1,
             )
         )
@@ -395,6 +403,7 @@ def free_energy_path(path: Sequence[Pass], ax: Axes) -> Axes:
         ax.plot(*zip(*predicted, strict=True), "x", color=COLOURS[2], label="predicted, F − ΣΔF")
     # Later passes take ever fewer: on a logarithmic axis each has its place.
     ax.set_xscale("log")
+    _log_ticks(ax.xaxis)
     ax.invert_xaxis()
     ax.set_xlabel("weights left")
     ax.set_ylabel("free energy (nats, lower is better)")
@@ -470,15 +479,21 @@ def pit_histogram(transforms: Mapping[str, Tensor], ax: Axes, bins: int = 20) ->
     return ax
 
 
-def _cost_axis(ax: Axes) -> None:
-    """MACs on a logarithmic axis, as 200k or 3M; the shorter it is, the more of them."""
-    ax.set_xscale("log")
-    ax.set_xlabel("MACs of the compact network")
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    low, high = ax.get_xlim()
+def _log_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis, as 0.05, 200k or 3M; the shorter it is, the more of them."""
+    low, high = sorted(axis.get_view_interval())
     if high < 100 * low:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_minor_formatter(EngFormatter(sep="") if high < 3 * low else NullFormatter())
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    form = EngFormatter(sep="") if high > 10 else StrMethodFormatter("{x:g}")
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(form if high < 3 * low else NullFormatter())
+
+
+def _cost_axis(ax: Axes) -> None:
+    """MACs on a logarithmic axis."""
+    ax.set_xscale("log")
+    _log_ticks(ax.xaxis)
+    ax.set_xlabel("MACs of the compact network")
 
 
 def accuracy_against_cost(entries: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes) -> Axes:
