@@ -82,8 +82,6 @@ MLP = "mlp:400-400"
 NETS = {MLP: "MLP 784-400-400-10", "lenet5-caffe": "LeNet-5-Caffe"}
 BATCHES = (128, 1024)
 WIDTHS = (100, 200, 400, 800, 1600, 3200)
-DENSE = 3
-"""Copies of the dense network that are timed."""
 SIZES = (1000, 2000, 4000, 8000, 16_000, 32_000)
 """Examples of an epoch."""
 # What a step of the MLP may cost relative to the dense one, by variance or model, draws and batch.
@@ -165,27 +163,6 @@ def interleaved(machine: Machine, calls: Calls, rounds: int, repeats: int = 3) -
             call()
             timed(machine, call, times[name], repeats)
     return times
-
-
-def beside_dense(
-    machine: Machine, net: nn.Module, batch: int, calls: Calls, rounds: int, repeats: int
-) -> dict[str, Times]:
-    """Times of ``calls`` and, first, of ``dense``.
-
-    All ratios have it below the line, and in one process a single copy took 8.8 ms from first to
-    last, in all others 5.6. So there are several, spread over the round; their median counts.
-    """
-    names = [f"dense {number}" for number in range(DENSE)]
-    order = list(calls)
-    for number, name in enumerate(names):
-        order.insert(round(number * (len(calls) + DENSE) / DENSE), name)
-    copies: Calls = {name: dense_step(machine, net, batch) for name in names}
-    calls = copies | calls
-    times = interleaved(machine, {name: calls[name] for name in order}, rounds, repeats)
-    found = [times.pop(name) for name in names]
-    cpu = [statistics.median(values) for values in zip(*(one.cpu for one in found), strict=True)]
-    wall = [statistics.median(values) for values in zip(*(one.wall for one in found), strict=True)]
-    return {"dense": Times(cpu, wall), **times}
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -365,7 +342,7 @@ def configurations(names: Sequence[str]) -> list[Configuration]:
                 for draws in ("batch", "example")
             ]
         else:
-            made.append(Configuration(name))
+            made.append(Configuration(name, "by fit"))  # beside "dense", the plain torch step
     return made
 
 
@@ -383,6 +360,7 @@ def steps(machine: Machine) -> None:
         for batch in BATCHES:
             naive = NaivePyro(copy.deepcopy(net), machine.device)
             calls: Calls = {
+                "dense": dense_step(machine, net, batch),
                 "naive Pyro": partial(naive.step, *machine.batch(batch)),
                 **{label: one.step(machine, net, batch) for label, one in chosen.items()},
             }
@@ -392,7 +370,7 @@ def steps(machine: Machine) -> None:
                 rounds, repeats = 11, 3
             else:
                 rounds, repeats = 5 if spec == MLP else 3, 1
-            times = beside_dense(machine, net, batch, calls, rounds, repeats)
+            times = interleaved(machine, calls, rounds, repeats)
             rows = []
             for label, found in times.items():
                 value = ratio(found.by(machine), times["dense"].by(machine))
@@ -607,13 +585,12 @@ def width(machine: Machine) -> None:
     for size in widths:
         net = nets.build(f"mlp:{size}-{size}", SHAPE, 10)
         weights.append(sum(value.numel() for value in net.parameters()))
-        calls: Calls = {
-            one.label: one.step(machine, net, batch)
-            for one in configurations(("ss-ghs",))
-            if one.what in ("tied", "full")
-        }
+        calls: Calls = {"dense": dense_step(machine, net, batch)}
+        for one in configurations(("ss-ghs",)):
+            if one.what in ("tied", "full"):
+                calls[one.label] = one.step(machine, net, batch)
         rounds = 3 if machine.quick else 5 if size > 800 else 9
-        times = beside_dense(machine, net, batch, calls, rounds, 1 if size > 800 else 3)
+        times = interleaved(machine, calls, rounds, 1 if size > 800 else 3)
         for name, found in times.items():
             seconds.setdefault(name, []).append(statistics.median(found.by(machine)))
         cells = [f"{1000 * values[-1]:.1f}" for values in seconds.values()]

@@ -2,8 +2,9 @@
 
 Trains on one thread and prints, along the way, the CPU seconds that training has taken (all of it
 but the scoring of this table), and of the compact network at that moment: units kept, and accuracy
-on the validation part and on the test set. Each argument is a model of the zoo with its settings,
-as `pyro-sparse compare` takes them::
+on the validation part and on the test set. What else the machine does moves CPU seconds, too, so
+they also stand in epochs of the dense network, of which a few steps are timed after every epoch.
+Each argument is a model of the zoo with its settings, as `pyro-sparse compare` takes them::
 
     python -m benchmarks.time_to_quality --data-root DIR                # the defaults, SS-GHS
     python -m benchmarks.time_to_quality ss-ghs:epochs=30 --data-root DIR
@@ -15,7 +16,9 @@ docs/training.md has the figures.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +27,52 @@ import torch
 from pyro_sparse import compact, data, experiment, infer, settings
 from pyro_sparse.posterior import Posterior, accuracy
 
+from .step import Dense, Machine, Times, timed
+
+DENSE_STEPS = 5
+"""Timed after every epoch."""
+
 
 class Scores:
-    """Prints a row an epoch, and keeps the time that this takes out of the count."""
+    """Prints rows, and keeps the time that this takes out of the count.
 
-    def __init__(self, posterior: Posterior, dataset: data.Dataset, every: int, last: int) -> None:
-        self.posterior, self.dataset = posterior, dataset
+    Args:
+        posterior, dataset: what is trained, and on what.
+        loader: the training data.
+        every: epochs between the rows.
+        last: epoch, which has a row, too.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        dataset: data.Dataset,
+        loader: data.Batches,
+        every: int,
+        last: int,
+    ) -> None:
+        self.posterior, self.dataset, self.loader = posterior, dataset, loader
         self.every, self.last = every, last
-        self.epochs = 0
+        self.dense = Dense(experiment.dense_network(posterior), "cpu")
+        self.seconds = self.dense_epochs = 0.0
         self.started = time.process_time()
 
     def __call__(self, metrics: dict[str, Any]) -> None:
-        arrived = time.process_time()
-        self.epochs = metrics["epoch"]
-        if self.epochs % self.every == 0 or self.epochs == self.last:
-            self.print_row(arrived - self.started)
-        self.started += time.process_time() - arrived
+        own = time.process_time() - self.started
+        self.seconds += own
+        size = self.loader.batch_size
+        x, y = self.loader.x[:size], self.loader.y[:size]
+        times = Times()
+        for _ in range(DENSE_STEPS):
+            timed(Machine("cpu", quick=True), partial(self.dense.step, x, y), times)
+        self.dense_epochs += own / (statistics.median(times.cpu) * len(self.loader))
+        epoch = metrics["epoch"]
+        if epoch % self.every == 0 or epoch == self.last:
+            self.print_row(epoch)
+        self.started = time.process_time()
 
-    def print_row(self, seconds: float) -> None:
-        """Scores of the compact network after ``seconds`` of training."""
+    def print_row(self, epoch: int) -> None:
+        """Scores of the compact network."""
         posterior, held_out = self.posterior, self.dataset.validation
         keep = posterior.keep()
         small = compact(posterior, keep)
@@ -55,8 +85,9 @@ class Scores:
         bound = infer.lower_bound(posterior.model, posterior.guide, batches, draws=4)
         groups = posterior.summary().groups
         kept = "-".join(str(group.kept) for group in groups)
+        undecided = sum(group.undecided for group in groups)
         print(
-            f"{self.epochs:5} {seconds:8.1f} {kept:>9} {sum(g.undecided for g in groups):9} "
+            f"{epoch:5} {self.seconds:8.1f} {self.dense_epochs:12.1f} {kept:>9} {undecided:9} "
             f"{bound.value / posterior.model.num_data:10.4f} {found[0]:10.2%} {found[1]:7.2%}",
             flush=True,
         )
@@ -83,8 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
         split = dataset.train
         loader = data.Batches(split.x, split.y, chosen.batch_size, seed=chosen.seed)
         print(f"\n{entry}: {chosen.epochs} epochs, batch {chosen.batch_size}, seed {chosen.seed}")
-        print("epoch  seconds      kept undecided ELBO/datum validation    test")
-        scores = Scores(Posterior(model, guide), dataset, options.every, chosen.epochs)
+        print("epoch  seconds dense epochs      kept undecided ELBO/datum validation    test")
+        scores = Scores(Posterior(model, guide), dataset, loader, options.every, chosen.epochs)
         infer.fit(
             model, guide, loader, on_epoch=scores,
             **experiment.fit_options(chosen, chosen.epochs, len(split), False),

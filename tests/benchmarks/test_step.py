@@ -91,7 +91,8 @@ def test_every_row_has_its_bar(step):
     assert bars["ss-ghs tied weights"] is bars["sbp example"] is None
     assert bars["ss-ghs full weights"] == 1.35
     assert bars["bmr full local"] == 2.3
-    assert bars["dense"] is None
+    assert bars["dense by fit"] is None
+    assert "dense" not in bars  # which is the plain torch step, below the line of every ratio
 
 
 # -- the commands ----------------------------------------------------------------------------------
