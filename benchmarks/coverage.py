@@ -13,9 +13,10 @@ SS-GHS, defaults, 5 splits: wine-quality-red 94.4 % (800 rows, RMSE 0.634 ± 0.0
 does not mend it (1500 epochs: RMSE 0.647, CRPS 0.504, still 100.0 %). One reason is the prior
 Gamma(1, 1) of the noise precision, which adds 2 to a sum of squared errors of about 0.7 in units of
 the target's variance. With ``--noise-rate 0.01`` yacht has 99.4 %, RMSE 0.908 ± 0.075 and CRPS
-0.520, and energy 97.4 % (385 rows, RMSE 0.701 ± 0.079). The other reason stays: a mean field of some hundred
-weights on some hundred rows. At the bound's optimum the noise is that of the errors of draws, not of
-their mean, and a prediction has the draws' spread and that noise, so what is predicted has the
+0.520, and energy 97.4 % (385 rows, RMSE 0.701 ± 0.079). The other reason stays: a mean field of
+some hundred weights on some hundred rows. At the bound's optimum the noise is that of the errors of
+draws, not of their mean, and a prediction has the draws' spread and that noise, so what is
+predicted has the
 variance train² + 2 · spread². On validation rows (a fifth of the training rows of splits 0 and 1,
 ``--on-validation --noise-rate 0.01 --sets yacht --splits 2``) yacht has RMSE 0.91, training errors
 of 1.02, spread 1.17, noise 1.63: a standard deviation of 2.0 where errors are 0.9, and 106 of 110

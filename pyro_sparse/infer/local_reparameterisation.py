@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -107,6 +107,7 @@ class RowLaw:
     multiplier: Tensor | None
     examples: int
     sampled: bool = False
+    _pieces: dict[tuple[int, ...], tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
     def by_example(self) -> bool:
@@ -134,10 +135,11 @@ class RowLaw:
         assert self.scale is not None
         return self.scale.columns(columns)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019: a law lives for a step
     def pieces(self, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """The draw in parts, whose gradients are put together in one pass."""
-        return self.draw.split_with_sizes(sizes, 1)
+        if sizes not in self._pieces:
+            self._pieces[sizes] = self.draw.split_with_sizes(sizes, 1)
+        return self._pieces[sizes]
 
 
 class RandomRows(Tensor):
