@@ -16,12 +16,12 @@ the target's variance. With ``--noise-rate 0.01`` yacht has 99.4 %, RMSE 0.908 �
 0.520, and energy 97.4 % (385 rows, RMSE 0.701 ± 0.079). The other reason stays: a mean field of
 some hundred weights on some hundred rows. At the bound's optimum the noise is that of the errors of
 draws, not of their mean, and a prediction has the draws' spread and that noise, so what is
-predicted has the
-variance train² + 2 · spread². On validation rows (a fifth of the training rows of splits 0 and 1,
-``--on-validation --noise-rate 0.01 --sets yacht --splits 2``) yacht has RMSE 0.91, training errors
-of 1.02, spread 1.17, noise 1.63: a standard deviation of 2.0 where errors are 0.9, and 106 of 110
-values of F(y) lie between 0.2 and 0.8. SBP, whose weights are point estimates, has spread 0.43,
-noise 3.00 and RMSE 2.98 there: its interval holds 95.5 %, and it predicts three times worse.
+predicted has the variance train² + 2 · spread². On validation rows (a fifth of the training rows of
+splits 0 and 1, ``--on-validation --noise-rate 0.01 --sets yacht --splits 2``) yacht has RMSE 0.91,
+training errors of 1.02, spread 1.17, noise 1.63: a standard deviation of 2.0 where errors are 0.9,
+and 106 of 110 values of F(y) lie between 0.2 and 0.8. SBP, whose weights are point estimates, has
+spread 0.43, noise 3.00 and RMSE 2.98 there: its interval holds 95.5 %, and it predicts three times
+worse.
 """
 
 from __future__ import annotations
