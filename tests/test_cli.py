@@ -299,7 +299,7 @@ def test_bench_of_a_run(run, monkeypatch):
         (["--kl-start", "-2"], "'--kl-start'"),
         (["--validation", "1"], "validation share"),
         (["--split", "3"], "single split"),
-        (["--variance", "diagonal"], "'--variance'"),
+        (["--variance", "diagonal"], "expected variance 'tied', 'row', 'full' or 'rank-K'"),
     ],
 )
 def test_wrong_options(tmp_path, options, message):
