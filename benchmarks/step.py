@@ -652,7 +652,7 @@ def gradient(machine: Machine) -> None:
     else:
         dataset, spec, lengths = data.load("mnist", machine.data_root), MLP, (1, 4)
     # Units that are seldom in, or seldom out, give tails: the spread over blocks of draws shows it.
-    blocks, draws = (2, 15) if machine.quick else (5, 60)
+    blocks, draws = (2, 15) if machine.quick else (5, 40)
     split = dataset.train.to(machine.device)
     x, y = split.x[:128], split.y[:128]
     accelerator = "gpu" if machine.device == "cuda" else "cpu"

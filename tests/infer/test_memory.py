@@ -126,8 +126,9 @@ def train(net, size, batch):
     x, y = torch.randn(size, 20), torch.randint(2, (size,))
     model = models.SpikeSlabGaussian(net, x[:2], num_data=size)
     guide = guides.for_model(model)
-    need = memory_need(ELBO(), model, guide, x[:4], y[:4], batch)
+    # Before the estimate, which frees what it took, for the fit to take again.
     before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    need = memory_need(ELBO(), model, guide, x[:4], y[:4], batch)
     fit(model, guide, data.Batches(x, y, batch), epochs=1, progress=False)
     # Not ru_maxrss, which begins at the peak of the process that started this one.
     status = dict(line.split(":") for line in open("/proc/self/status"))
