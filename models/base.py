@@ -158,10 +158,12 @@ class SparseModel(LocalPyroModule):
         :param site: its name.
         :param make: makes it from the model's constants.
         """
-        state = tuple((id(value), value._version) for value in self._constants())
+        constants = list(self._constants())
+        state = [(id(value), value._version) for value in constants]
         kept = self._laws.get(site)
         if kept is None or kept[0] != state:
-            kept = self._laws[site] = (state, make())
+            # With the constants themselves, so that no other tensor gets the place of one.
+            kept = self._laws[site] = (state, make(), constants)
         return kept[1]
 
     def _constants(self) -> Iterator[Tensor]:
@@ -174,18 +176,23 @@ class SparseModel(LocalPyroModule):
         state["_laws"] = {}
         return state
 
-    def gaussian_rows(self, group: Group, scale: Tensor | None = None) -> Tensor:
-        """``{group}.rows``: independent ``N(0, scale²)``; by default ``output_scale``, the prior
-        of a layer that is never pruned.
+    def gaussian_rows(self, group: Group, scale: Tensor | float | None = None) -> Tensor:
+        """``{group}.rows``: independent ``N(0, scale²)``.
+
+        :param scale: a number, or a tensor, which may be a draw; by default ``output_scale``, the
+            prior of a layer that is never pruned.
         """
-        scale = self.output_scale if scale is None else scale
 
         def make() -> TorchDistributionMixin:
-            prior = dist.Normal(torch.zeros_like(scale), scale).expand(self.row_shape(group))
+            given = self.output_scale
+            if scale is not None:
+                given = torch.as_tensor(scale).to(given)
+            prior = dist.Normal(torch.zeros_like(given), given).expand(self.row_shape(group))
             return self.support.law(group.name, prior.to_event(1)).to_event(1)
 
         site = f"{group.name}.rows"
-        return pyro.sample(site, self.fixed_law(site, make))
+        law = make() if isinstance(scale, Tensor) else self.fixed_law(site, make)
+        return pyro.sample(site, law)
 
     def input_gate(self) -> Tensor | None:
         """The gate on the input features, or None."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .half_cauchy import HalfCauchyModel
@@ -68,12 +67,11 @@ class GroupHorseshoe(HalfCauchyModel):
         return self.sample_scales(name, self.sample_global_scale(f"{name}.global_scale"))
 
     def rows(self) -> dict[str, Tensor]:
-        one = torch.ones_like(self.output_scale)
         rows = {}
         for group in self.layers:
             if group.prunable:
                 scale = self.unit_scales(group.name)
-                rows[group.name] = self.gaussian_rows(group, one) * scale.unsqueeze(-1)
+                rows[group.name] = self.gaussian_rows(group, 1.0) * scale.unsqueeze(-1)
             else:
                 rows[group.name] = self.gaussian_rows(group)
         return rows

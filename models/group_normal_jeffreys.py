@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import NormalJeffreys
@@ -49,12 +48,11 @@ class GroupNormalJeffreys(SparseModel):
         return pyro.sample(f"{name}.scale", law.to_event(1))
 
     def rows(self) -> dict[str, Tensor]:
-        one = torch.ones_like(self.output_scale)
         rows = {}
         for group in self.layers:
             if group.prunable:
                 z = self.unit_scales(group.name)
-                w = self.gaussian_rows(group, one)
+                w = self.gaussian_rows(group, 1.0)
                 rows[group.name] = self.graph.gate_rows(group.name, w, z)
             else:
                 rows[group.name] = self.gaussian_rows(group)

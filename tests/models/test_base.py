@@ -4,6 +4,7 @@ import copy
 import math
 
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -269,3 +270,48 @@ def test_numbers_out_of_range(cls, options, message):
 def test_scales_out_of_range(cls, option, value):
     with pytest.raises(ValueError, match=f"positive.* {option}"):
         cls(mlp([3, 5, 2]), torch.randn(4, 3), num_data=9, **{option: value})
+
+
+class TestFixedLaws:
+    """Priors without parents are kept from step to step, as long as they are true."""
+
+    @staticmethod
+    def law(model, x):
+        return poutine.trace(model).get_trace(x).nodes["fc1.rows"]["fn"]
+
+    def test_made_once(self):
+        x = torch.randn(4, 3)
+        model = models.SpikeSlabGaussian(mlp([3, 5, 2]), x, num_data=4)
+        assert self.law(model, x) is self.law(model, x)
+
+    def test_made_anew_when_a_constant_moves(self):
+        x = torch.randn(4, 3)
+        model = models.SpikeSlabGaussian(mlp([3, 5, 2]), x, num_data=4)
+        before = self.law(model, x)
+        model.slab_scale.fill_(3.0)
+        slab = self.law(model, x).base_dist.slab.base_dist
+        assert float(slab.scale[0, 0]) == 3.0
+        assert self.law(model.double(), x.double()).base_dist.logits.dtype == torch.float64
+        model.float()
+        model.support.restrict({"fc1": torch.arange(5) > 1})
+        assert isinstance(self.law(model, x).base_dist, dist.MaskedDistribution)
+        assert before is not self.law(model, x)
+
+    def test_a_copy_has_its_own(self):
+        x = torch.randn(4, 3)
+        model = models.SpikeSlabGaussian(mlp([3, 5, 2]), x, num_data=4)
+        kept = self.law(model, x)
+        assert self.law(copy.deepcopy(model), x) is not kept
+
+    def test_a_scale_that_is_drawn_is_not_kept(self):
+        class Hierarchical(models.SparseModel):
+            def rows(self):
+                scale = pyro.sample("scale", dist.HalfNormal(1.0))
+                return {group.name: self.gaussian_rows(group, scale) for group in self.layers}
+
+        x = torch.randn(4, 3)
+        model = Hierarchical(mlp([3, 5, 2]), x, num_data=4)
+        for _ in range(2):
+            trace = poutine.trace(model).get_trace(x)
+            normal = trace.nodes["fc1.rows"]["fn"].base_dist
+            assert float(normal.scale[0, 0]) == float(trace.nodes["scale"]["value"])
