@@ -394,23 +394,23 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
         elif scale is not None:
             lengths = [scale.lengths[..., part] for part in columns]
             scale = TiedScale(scale.rows, torch.cat(lengths, -1))
-    if scale is not None and autocast_enabled(rows.device):
+    if autocast_enabled(rows.device):
         # The products in lower precision; the scales, which may be tiny, in their own.
         output = F.linear(input, rows[:, :width], rows[:, width] if of_rows else None)
-        with torch.autocast(rows.device.type, enabled=False):
-            spread = scale.of_outputs(input.to(rows.dtype).square(), of_rows)
+        if scale is not None:
+            with torch.autocast(rows.device.type, enabled=False):
+                spread = scale.of_outputs(input.to(rows.dtype).square(), of_rows)
             output = output + (spread * torch.randn_like(spread)).to(output.dtype)
-            output = output if multiplier is None else output * multiplier.to(output.dtype)
-    elif scale is None:
-        output = F.linear(input, rows[:, :width], rows[:, width] if of_rows else None)
         output = output if multiplier is None else output * multiplier.to(output.dtype)
+    elif scale is None:
+        output = _PointLinear.apply(input, rows, multiplier)
     elif isinstance(scale, FullScale):
         output = _FullLinear.apply(input, rows, scale.scale, multiplier)
     elif scale.lengths.dim() == 1:
         output = _TiedLinear.apply(input, rows, scale.rows, scale.lengths, multiplier)
     else:
-        output = F.linear(input, rows[:, :width], rows[:, width] if of_rows else None)
         spread = scale.of_outputs(input.square(), of_rows)
+        output = _PointLinear.apply(input, rows, None)
         output = torch.addcmul(output, spread, torch.randn_like(spread))
         output = output if multiplier is None else output * multiplier
     return output if bias is None or of_rows else output + bias
@@ -454,6 +454,24 @@ class _SampledLinear(Function):
             by_gate = gradient * output
             by_gate = by_gate.sum(0) if gate.dim() == 1 else by_gate
         return gradient * gate, by_gate
+
+
+class _PointLinear(_SampledLinear):
+    """A scale of 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, gate: Tensor | None) -> Tensor:
+        output = _SampledLinear.product(x, rows)
+        ctx.save_for_backward(x, rows, gate, None if gate is None else output)
+        return output if gate is None else output * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, rows, gate, output = ctx.saved_tensors
+        gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
+        by_x = gradient.mm(rows[:, : x.shape[1]]) if ctx.needs_input_grad[0] else None
+        return by_x, _SampledLinear.by_rows(gradient, x, rows), by_gate
 
 
 class _TiedLinear(_SampledLinear):
