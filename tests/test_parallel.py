@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,13 @@ import torch
 from pyro_sparse.parallel import Failed, call_in_processes
 
 pytestmark = pytest.mark.slow  # every process imports torch and Pyro
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """A new process finds the functions of this file by its module's name."""
+    folder = Path(__file__).parents[__name__.count(".")]
+    monkeypatch.syspath_prepend(folder)
 
 
 def square(number, folder=None):
