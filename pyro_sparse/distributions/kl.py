@@ -80,7 +80,7 @@ def _kl_tied_normal_independent_normal(p: TiedNormal, q: Independent) -> Tensor:
     if normal is None:
         raise NotImplementedError(f"KL of a TiedNormal from {q!r}")
     prior_scale = _centred_scale(normal)
-    if p.rank is None and prior_scale is not None:
+    if p.rank is None and prior_scale is not None and p.batch_shape == q.batch_shape:
         return tied_rows_kl(p.loc, p.row_log_scale, p.column_log_scale, prior_scale)
     size = p.event_shape[0]
     precision = _unexpanded(normal.scale).square().reciprocal()
@@ -195,7 +195,7 @@ def _kl_slabs(p: Distribution, q: Distribution) -> Tensor:
     if p_normal is None or q_normal is None:
         return kl_divergence(p, q)
     prior_scale = _centred_scale(q_normal)
-    if prior_scale is not None:
+    if prior_scale is not None and p.batch_shape == q.batch_shape:
         return normal_kl(p_normal.loc, *_log_and_scale(p_normal), prior_scale, by_row=True)
     size = p.event_shape[0]
     precision = _unexpanded(q_normal.scale).square().reciprocal()
@@ -217,22 +217,24 @@ def _row_normal(distribution: Distribution) -> Normal | None:
     return base if isinstance(base, Normal) else None
 
 
-_CENTRED_SCALES: WeakKeyDictionary[Normal, float | None] = WeakKeyDictionary()
+_CENTRED_SCALES: WeakKeyDictionary[Normal, tuple[tuple[int, int], float | None]]
+_CENTRED_SCALES = WeakKeyDictionary()
 
 
 def _centred_scale(normal: Normal) -> float | None:
     """The one scale of normals that all have mean 0, where both are constants; None otherwise.
 
     A prior is mostly that. Models keep theirs, so that looking at the numbers, which waits for a
-    device, is done once.
+    device, is done once for as long as they stay.
     """
-    if normal not in _CENTRED_SCALES:
+    versions = normal.loc._version, normal.scale._version
+    if normal not in _CENTRED_SCALES or _CENTRED_SCALES[normal][0] != versions:
         loc, scale = _unexpanded(normal.loc), _unexpanded(normal.scale)
         constant = scale.numel() == 1 and not (loc.requires_grad or scale.requires_grad)
         constant = constant and not loc.is_meta  # which has shapes only
         centred = constant and not bool(loc.any())
-        _CENTRED_SCALES[normal] = float(scale) if centred else None
-    return _CENTRED_SCALES[normal]
+        _CENTRED_SCALES[normal] = versions, float(scale) if centred else None
+    return _CENTRED_SCALES[normal][1]
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:

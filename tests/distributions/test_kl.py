@@ -411,3 +411,28 @@ def test_no_pair_is_ambiguous() -> None:
                 kl_divergence(q, p)
             except (NotImplementedError, ValueError):
                 continue
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_one_row_against_several_priors(tied: bool) -> None:
+    """A prior with more rows than the posterior has gives a KL for each of them."""
+    loc, ones = torch.randn(4).double(), torch.ones(4).double()
+    p = TiedNormal(loc, 0.3, ones) if tied else dist.Normal(loc, 0.3 * ones).to_event(1)
+    q = dist.Normal(torch.zeros(3, 4).double(), double(0.7)).to_event(1)
+    kl = kl_divergence(p, q)
+    assert kl.shape == (3,)
+    close(
+        kl[0],
+        sum(kl_divergence(dist.Normal(m, 0.3), dist.Normal(0.0, 0.7)) for m in loc.float()),
+        1e-6,
+    )
+
+
+def test_a_prior_that_is_changed_in_place() -> None:
+    """What is remembered of a prior is what its numbers are now."""
+    scale, zero = double([0.7]), double([0.0])
+    p, q = dist.Normal(double([0.1]), double([0.3])), dist.Normal(zero, scale)
+    for change in (lambda: None, lambda: scale.fill_(2.0), lambda: zero.fill_(1.0)):
+        change()
+        fresh = dist.Normal(zero.clone(), scale.clone())
+        torch.testing.assert_close(kl_divergence(p, q), kl_divergence(p, fresh))
