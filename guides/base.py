@@ -24,6 +24,7 @@ from .families import (
     LogNormalFamily,
     NormalFamily,
     SpikeSlabRows,
+    check_draws,
     check_variance,
 )
 
@@ -317,10 +318,7 @@ class SpikeSlabGuide(GroupGuide):
         inclusion_draws: str = "batch",
     ) -> None:
         super().__init__(model)
-        if inclusion_draws not in ("batch", "example"):
-            raise ValueError(
-                f"expected inclusion_draws 'batch' or 'example', got {inclusion_draws!r}"
-            )
+        check_draws(inclusion_draws=inclusion_draws)
         if inclusion_draws == "example" and inclusion == "score":
             raise ValueError(
                 "the score-function estimator needs one draw of the inclusions for the batch; pass "

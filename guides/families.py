@@ -66,6 +66,13 @@ def check_variance(variance: str) -> int:
     )
 
 
+def check_draws(**options: str) -> None:
+    """Raise ``ValueError`` unless every named option is ``"batch"`` or ``"example"``."""
+    for name, value in options.items():
+        if value not in ("batch", "example"):
+            raise ValueError(f"expected {name} 'batch' or 'example', got {value!r}")
+
+
 class GaussianRows(nn.Module):
     r"""Independent Gaussians on a layer's rows ``(units, row length)``.
 

@@ -11,7 +11,7 @@ from pyro_sparse.models import GroupNormalJeffreys as Model
 from pyro_sparse.models.base import positive
 
 from .base import GroupGuide
-from .families import NormalFamily
+from .families import NormalFamily, check_draws
 
 __all__ = ["GroupNormalJeffreys"]
 
@@ -46,8 +46,7 @@ class GroupNormalJeffreys(GroupGuide):
     ) -> None:
         super().__init__(model)
         positive(initial_unit_scale=initial_unit_scale)
-        if scale_draws not in ("batch", "example"):
-            raise ValueError(f"expected scale_draws 'batch' or 'example', got {scale_draws!r}")
+        check_draws(scale_draws=scale_draws)
         self.scale_draws = scale_draws
         self.make_rows(model, variance, initial_scale)
         self.unit_scales: Any = nn.ModuleDict()  # NormalFamily by group

@@ -13,6 +13,7 @@ from pyro_sparse.models import LogNormalNoise as Model
 
 from .base import key
 from .deterministic import Deterministic
+from .families import check_draws
 
 __all__ = ["LogNormalNoise"]
 
@@ -58,8 +59,7 @@ class LogNormalNoise(Deterministic):
         noise_draws: str = "batch",
     ) -> None:
         super().__init__(model)
-        if noise_draws not in ("batch", "example"):
-            raise ValueError(f"expected noise_draws 'batch' or 'example', got {noise_draws!r}")
+        check_draws(noise_draws=noise_draws)
         self.noise_draws = noise_draws
         self.noises: Any = nn.ModuleDict()  # Noise by group
         self._gate_rows = model.graph.gate_rows

@@ -146,7 +146,7 @@ def analyse(
     settings, dataset, posterior = experiment.load(folder, root, checkpoint)
     _summary(folder)
     test, likelihood = dataset.test, posterior.model.likelihood
-    scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
+    scale = dataset.target_scale
     other = None if outside is None else _inputs(settings, outside, root, dataset)
     keep = experiment.run_keep(settings, posterior, dataset)
     title, measure = unit_measure(posterior)
@@ -276,7 +276,7 @@ def analyse_seeds(
     _, dataset, _ = loaded[0]
     (cells,) = tabulate([{**one, "entry": first.model} for one in summaries]).rows.values()
     ensemble = SeedEnsemble([posterior for _, _, posterior in loaded])
-    scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
+    scale = dataset.target_scale
     with torch.random.fork_rng([]):
         torch.manual_seed(first.seed)
         mixture = ensemble.evaluate(dataset.test.x, dataset.test.y, draws, scale)

@@ -63,7 +63,7 @@ def write_export(
     if rule is not None:
         posterior.refresh_statistics(keep)
     small = compact(posterior, keep)
-    scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
+    scale = dataset.target_scale
     test = dataset.test
     done: dict[str, Any] = {
         "kept": {name: int(mask.sum()) for name, mask in keep.items()},
@@ -129,7 +129,7 @@ def _ensemble_scores(
     """Scores of the posterior's draws: those of a run, which do not depend on what is kept."""
     if folder is not None and (folder / "summary.json").is_file():
         return _scores_of(infer.read_json(folder / "summary.json"), "ensemble")
-    scale = float(dataset.preprocessing.get("target", {}).get("std", 1.0))
+    scale = dataset.target_scale
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
         scores = posterior.evaluate(dataset.test.x, dataset.test.y, keep=keep, target_scale=scale)

@@ -391,9 +391,8 @@ def summarise(
     example = dataset.test.x[:1]
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        scale = dataset.preprocessing.get("target", {}).get("std", 1.0)
         scores = posterior.evaluate(
-            dataset.test.x, dataset.test.y, keep=keep, target_scale=float(scale)
+            dataset.test.x, dataset.test.y, keep=keep, target_scale=dataset.target_scale
         )
     dense = dense_network(posterior)
     # Inputs that nothing reads are gone, too, wherever a rule finds them.

@@ -18,7 +18,17 @@ from typing import Any
 from pyro_sparse.infer import read_json, write_text
 from pyro_sparse.names import UNDECIDED
 from pyro_sparse.posterior import plots
-from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell, Column, Table, by_entry, tabulate
+from pyro_sparse.table import (
+    CALIBRATION,
+    SCORES,
+    SECTIONS,
+    Cell,
+    Column,
+    Table,
+    by_entry,
+    merged_units,
+    tabulate,
+)
 
 __all__ = ["write_comparison", "write_figure", "write_run", "write_seeds"]
 
@@ -297,23 +307,13 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
             f"{merged['draws']} draws a run. ±: standard error over runs.",
         ),
     ]
-    groups = [
-        [
-            group["group"],
-            str(group["units"]),
-            str(group["always"]),
-            str(group["sometimes"]),
-            f"{group['expected']:.1f} ± {group['standard_error']:.1f}",
-            f"{group['largest_error']:.3f}",
-        ]
-        for group in merged["groups"]
-    ]
-    if groups:
+    titles, units = merged_units(merged["groups"])
+    if units:
         parts += [
             "<h2>What the seeds agree on</h2>",
             _table(
-                ["layer", "units", "in all", "in some", "expected", "largest s.e."],
-                groups,
+                titles,
+                units,
                 "Hidden units of different runs are matched. In all, in some: inclusion "
                 "probability > ½. Expected: number of units that are in; largest s.e.: of the "
                 "inclusion probability of a unit.",

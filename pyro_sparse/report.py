@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_sparse.export import Benchmark
-from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell
+from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell, merged_units
 from pyro_sparse.table import Table as ComparisonTable
 
 __all__ = [
@@ -174,19 +174,12 @@ def print_seeds(found: Mapping[str, Any], console: Console | None = None) -> Non
     runs = len(found["runs"])
     if found["groups"]:
         units = _plain_table(f"units, {runs} seeds, matched")
-        for name in ("layer", "units", "in all", "in some", "expected", "largest s.e.", "pair"):
+        titles, rows = merged_units(found["groups"], sign="±")
+        for name in (*titles, "pair"):
             units.add_column(name, justify="left" if name == "layer" else "right")
-        for group in found["groups"]:
+        for group, cells in zip(found["groups"], rows, strict=True):
             first, second, apart = group["pair"]
-            units.add_row(
-                group["group"],
-                str(group["units"]),
-                str(group["always"]),
-                str(group["sometimes"]),
-                f"{group['expected']:.1f}±{group['standard_error']:.1f}",
-                f"{group['largest_error']:.3f}",
-                f"{first}, {second}: {apart:+.2f}",
-            )
+            units.add_row(*cells, f"{first}, {second}: {apart:+.2f}")
         units.caption_justify = "left"
         units.caption = (
             "In all, in some: inclusion probability > ½. Largest s.e.: of a unit's probability. "

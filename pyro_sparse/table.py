@@ -24,6 +24,7 @@ __all__ = [
     "Section",
     "Table",
     "by_entry",
+    "merged_units",
     "tabulate",
 ]
 
@@ -256,6 +257,28 @@ def by_entry(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
     for summary in summaries:
         entries.setdefault(summary.get("entry", summary["model"]), []).append(summary)
     return entries
+
+
+def merged_units(
+    groups: Iterable[Mapping[str, Any]], sign: str = " ± "
+) -> tuple[list[str], list[list[str]]]:
+    """Titles and a row a layer of what seeds.json says of the units.
+
+    In all, in some: inclusion probability > ½ in so many runs. Expected: number of units that are
+    in. Largest s.e.: of the inclusion probability of a unit.
+    """
+    rows = [
+        [
+            group["group"],
+            str(group["units"]),
+            str(group["always"]),
+            str(group["sometimes"]),
+            f"{group['expected']:.1f}{sign}{group['standard_error']:.1f}",
+            f"{group['largest_error']:.3f}",
+        ]
+        for group in groups
+    ]
+    return ["layer", "units", "in all", "in some", "expected", "largest s.e."], rows
 
 
 def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None) -> Table:

@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Set before torch and matplotlib are imported, here and in the processes that tests start: several
 # workers share few cores, and no test may need a display.
@@ -15,6 +16,9 @@ import pyro
 import pytest
 import torch
 from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from pyro_sparse.data import Dataset
 
 torch.set_num_threads(1)
 
@@ -45,6 +49,25 @@ def data_root(pytestconfig: pytest.Config) -> Path:
     if not root.is_dir():
         pytest.skip(f"needs data: the data root {root} is no folder")
     return root
+
+
+@pytest.fixture(scope="module")
+def digits() -> "Dataset":
+    """The embedded digits."""
+    from pyro_sparse import data
+
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(digits: "Dataset", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of SS-GHS on digits: one layer of 8 units, two epochs."""
+    from pyro_sparse import experiment  # seconds that few tests need
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    settings = experiment.settings_for("ss-ghs", "digits", net="mlp:8", epochs=2, inclusion_lr=1e-4)
+    experiment.run(settings, out, dataset=digits, progress=False)
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -7,26 +7,10 @@ import pytest
 from pyro_sparse import data, experiment, export
 from pyro_sparse.deployment import write_export
 from pyro_sparse.experiment import settings_for
+from pyro_sparse.infer import read_json as read
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 SCORED = ("ensemble", "compact")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-@pytest.fixture(scope="module")
-def folder(digits, tmp_path_factory):
-    """A run of SS-GHS on digits."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    experiment.run(settings_for("ss-ghs", "digits", **TINY), out, dataset=digits, progress=False)
-    return out
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_export(folder, digits, tmp_path):

@@ -5,15 +5,10 @@ import json
 import pytest
 import torch
 
-from pyro_sparse import data, deployment, experiment, export
+from pyro_sparse import deployment, experiment, export
 from pyro_sparse.experiment import settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 # -- settings --------------------------------------------------------------------------------------

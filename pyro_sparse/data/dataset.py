@@ -73,6 +73,11 @@ class Dataset:
         """Outputs that a network for this task has: one a class, or one mean."""
         return 1 if self.classes is None else self.classes
 
+    @property
+    def target_scale(self) -> float:
+        """Standard deviation of a regression's targets in their own unit; 1 for classes."""
+        return float(self.preprocessing.get("target", {}).get("std", 1.0))
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""
         return replace(

@@ -36,10 +36,9 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
-from pyro_sparse.distributions.analytic import normal_draw
 from pyro_sparse.precision import autocast_enabled
 
-__all__ = ["FullScale", "LocalReparameterisation", "RandomRows", "TiedScale"]
+__all__ = ["FullScale", "LocalReparameterisation", "RandomRows", "RowLaw", "TiedScale"]
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,9 @@ class RowLaw:
     def draw(self) -> Tensor:
         """Of the whole matrix; without the multiplier where every example has its own."""
         gate = None if self.by_example else self.multiplier
-        if isinstance(self.scale, TiedScale) and self.scale.rows.dim() == 1:
-            logs = self.scale.rows, self.scale.lengths
-            return normal_draw(self.loc, self._scale(slice(None)).detach(), gate, *logs)
+        if isinstance(self.scale, TiedScale):
+            law = TiedNormal.from_logs(self.loc, self.scale.rows, self.scale.lengths)
+            return law.rsample(gate=gate)
         draw = self.part(slice(None))
         return draw if gate is None else draw * gate.unsqueeze(1)
 
@@ -129,11 +128,7 @@ class RowLaw:
         loc = self.loc[:, columns]
         if self.scale is None:
             return loc
-        return torch.addcmul(loc, self._scale(columns), torch.randn_like(loc))
-
-    def _scale(self, columns: slice) -> Tensor:
-        assert self.scale is not None
-        return self.scale.columns(columns)
+        return torch.addcmul(loc, self.scale.columns(columns), torch.randn_like(loc))
 
     def pieces(self, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """The draw in parts, whose gradients are put together in one pass."""
@@ -213,7 +208,7 @@ class RandomRows(Tensor):
         """One draw of the weights; the same one each time."""
         if self._draw is None:
             value, multiplier = self.draw_unmultiplied(), self.law.multiplier
-            if multiplier is not None and self.law.by_example:
+            if multiplier is not None and multiplier.dim() == 2:
                 value = value * multiplier[0].reshape(-1, *[1] * (value.dim() - 1))
             self._draw = value
         return self._draw
@@ -432,6 +427,14 @@ class _SampledLinear(Function):
         return torch.addmm(rows[:, width], x, rows[:, :width].T)
 
     @staticmethod
+    def by_product(
+        ctx: Any, gradient: Tensor, x: Tensor, rows: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """The gradients of :meth:`product` by x, where it is asked for, and by the rows."""
+        by_x = gradient.mm(rows[:, : x.shape[1]]) if ctx.needs_input_grad[0] else None
+        return by_x, _SampledLinear.by_rows(gradient, x, rows)
+
+    @staticmethod
     def by_rows(gradient: Tensor, x: Tensor, rows: Tensor) -> Tensor:
         width = x.shape[1]
         if rows.shape[1] == width:
@@ -470,8 +473,7 @@ class _PointLinear(_SampledLinear):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, rows, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
-        by_x = gradient.mm(rows[:, : x.shape[1]]) if ctx.needs_input_grad[0] else None
-        return by_x, _SampledLinear.by_rows(gradient, x, rows), by_gate
+        return *_SampledLinear.by_product(ctx, gradient, x, rows), by_gate
 
 
 class _TiedLinear(_SampledLinear):
@@ -504,8 +506,7 @@ class _TiedLinear(_SampledLinear):
         x, rows, columns, scale, noise, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
         width = x.shape[1]
-        by_x = gradient.mm(rows[:, :width]) if ctx.needs_input_grad[0] else None
-        by_rows = _SampledLinear.by_rows(gradient, x, rows)
+        by_x, by_rows = _SampledLinear.by_product(ctx, gradient, x, rows)
         moved = noise * gradient  # by the scale, and, times it, by log u
         by_variance = moved.sum(1).div_(scale.squeeze(1))  # twice that
         by_row_scale = scale.T.mm(moved).squeeze(0)
@@ -540,8 +541,7 @@ class _FullLinear(_SampledLinear):
         x, rows, scale, ratio, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
         width = x.shape[1]
-        by_x = gradient.mm(rows[:, :width]) if ctx.needs_input_grad[0] else None
-        by_rows = _SampledLinear.by_rows(gradient, x, rows)
+        by_x, by_rows = _SampledLinear.by_product(ctx, gradient, x, rows)
         by_variance = gradient * ratio  # twice that of the variance
         by_scale = None
         if ctx.needs_input_grad[2]:
