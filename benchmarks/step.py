@@ -287,6 +287,9 @@ def training(
     first = made.epoch()
     assert first is not None
     made.keep(first)
+    x, y = next(iter(loader))
+    while not made.settled(x, y):
+        made.step(x, y)
     return made
 
 
@@ -498,10 +501,10 @@ def overhead(machine: Machine) -> None:
         for variance in ("tied", "full"):
             model, guide = build("ss-ghs", net, machine, variance=variance)
             made = training(machine, model, guide, [(x, y)])
-            parameters = list(guide.parameters())
+            gradients = [parameter.grad for parameter in guide.parameters()]
 
-            def check(parameters: list[Any] = parameters) -> list[float]:
-                values: list[float] = torch.stack(gradient_sums(parameters)).tolist()
+            def check(gradients: list[Tensor | None] = gradients) -> list[float]:
+                values: list[float] = torch.stack(gradient_sums(gradients)).tolist()
                 return values
 
             calls = {"step": partial(made.step, x, y), "check": check}

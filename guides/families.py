@@ -31,7 +31,7 @@ __all__ = [
 
 
 def spike_and_slab(
-    logits: Tensor, slab: TorchDistributionMixin, inclusion: str, temperature: float
+    logits: Tensor, slab: TorchDistributionMixin, inclusion: str, temperature: Tensor
 ) -> SpikeAndSlab:
     """The spike-and-slab law, with the gradient estimator of its inclusion.
 
@@ -42,10 +42,7 @@ def spike_and_slab(
     if inclusion == "score":
         return SpikeAndSlab(logits=logits, slab=slab)
     return RelaxedSpikeAndSlab(
-        torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device),
-        logits=logits,
-        slab=slab,
-        straight_through=inclusion == "straight-through",
+        temperature, logits=logits, slab=slab, straight_through=inclusion == "straight-through"
     )
 
 
@@ -128,8 +125,15 @@ class GaussianRows(nn.Module):
         return self.slab()
 
 
+def _constant_logits(like: Tensor, probability: float) -> Tensor:
+    start = math.log(probability) - math.log1p(-probability)
+    return torch.full_like(like, start, requires_grad=False)
+
+
 class SpikeSlabRows(GaussianRows):
     """Spike-and-slab with a Gaussian slab on a layer's rows: an inclusion logit a unit."""
+
+    temperature: Tensor
 
     def __init__(
         self,
@@ -141,10 +145,10 @@ class SpikeSlabRows(GaussianRows):
         temperature: float,
     ) -> None:
         super().__init__(rows, variance, scale)
-        start = math.log(inclusion_probability) - math.log1p(-inclusion_probability)
-        self.inclusion_logits = nn.Parameter(torch.full_like(rows[:, 0], start))
+        start = _constant_logits(rows[:, 0], inclusion_probability)
+        self.inclusion_logits = nn.Parameter(start)
         self.inclusion = inclusion
-        self.temperature = temperature
+        self.register_buffer("temperature", start.new_tensor(temperature), persistent=False)
 
     def forward(self) -> TorchDistributionMixin:
         return spike_and_slab(self.inclusion_logits, self.slab(), self.inclusion, self.temperature)
@@ -153,14 +157,16 @@ class SpikeSlabRows(GaussianRows):
 class InclusionGate(nn.Module):
     """A gate in {0, 1} on every input feature."""
 
+    temperature: Tensor
+
     def __init__(
         self, template: Tensor, inclusion_probability: float, inclusion: str, temperature: float
     ) -> None:
         super().__init__()
-        start = math.log(inclusion_probability) - math.log1p(-inclusion_probability)
-        self.inclusion_logits = nn.Parameter(torch.full_like(template, start))
+        start = _constant_logits(template, inclusion_probability)
+        self.inclusion_logits = nn.Parameter(start)
         self.inclusion = inclusion
-        self.temperature = temperature
+        self.register_buffer("temperature", start.new_tensor(temperature), persistent=False)
 
     def forward(self) -> TorchDistributionMixin:
         one = dist.Delta(torch.ones_like(self.inclusion_logits))

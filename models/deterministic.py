@@ -7,7 +7,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+
+from pyro_sparse.graph import Group
 
 from .base import SparseModel, positive
 
@@ -42,15 +45,20 @@ class Deterministic(SparseModel):
         else:
             self.register_buffer("prior_scale", None)
 
-    def rows(self) -> dict[str, Tensor]:
-        rows = {}
-        for group in self.layers:
-            shape = self.row_shape(group)
+    def point_rows(self, group: Group) -> Tensor:
+        """``{group}.rows``, whose density is 1 or that of ``N(0, σ²)``."""
+
+        def make() -> TorchDistributionMixin:
+            units, length = self.row_shape(group)
             if self.prior_scale is None:
-                prior = Flat(dist.constraints.real, shape, ())
+                prior: Any = Flat(dist.constraints.real_vector, (units,), (length,))
             else:
                 zero = torch.zeros_like(self.prior_scale)
-                prior = dist.Normal(zero, self.prior_scale).expand(shape)
-            law = self.support.law(group.name, prior.to_event(1))
-            rows[group.name] = pyro.sample(f"{group.name}.rows", law.to_event(1))
-        return rows
+                prior = dist.Normal(zero, self.prior_scale).expand((units, length)).to_event(1)
+            return self.support.law(group.name, prior).to_event(1)
+
+        site = f"{group.name}.rows"
+        return pyro.sample(site, self.fixed_law(site, make))
+
+    def rows(self) -> dict[str, Tensor]:
+        return {group.name: self.point_rows(group) for group in self.layers}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import HalfCauchyFactors
@@ -57,12 +58,17 @@ class HalfCauchyModel(SparseModel):
 
     def sample_global_scale(self, site: str) -> Tensor:
         """The two factors of s², ``(2,)``."""
-        return pyro.sample(site, HalfCauchyFactors(self.global_scale))
+        law = self.fixed_law(site, lambda: HalfCauchyFactors(self.global_scale))
+        return pyro.sample(site, law)
 
     def sample_scales(self, name: str, s_factors: Tensor) -> Tensor:
         r"""``{name}.local_scale`` given the factors of s²; :math:`\tilde ρ`, ``(units,)``."""
-        local = HalfCauchyFactors(self.local_scale.expand(self.graph[name].size))
-        law = self.support.law(name, local)
-        tau_factors = pyro.sample(f"{name}.local_scale", law.to_event(1))
+
+        def make() -> TorchDistributionMixin:
+            local = HalfCauchyFactors(self.local_scale.expand(self.graph[name].size))
+            return self.support.law(name, local).to_event(1)
+
+        site = f"{name}.local_scale"
+        tau_factors = pyro.sample(site, self.fixed_law(site, make))
         # ρ = sqrt(s² τ²), from the four factors' logs
         return self.regularised(0.5 * (s_factors.log().sum(-1) + tau_factors.log().sum(-1)))

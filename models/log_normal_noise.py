@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import LogUniform
@@ -57,9 +58,14 @@ class LogNormalNoise(Deterministic):
 
     def noise(self, name: str) -> Tensor:
         """``{name}.noise``, ``(units,)``."""
-        size = self.graph[name].size
-        prior = LogUniform(self.low.expand(size), self.high.expand(size))
-        return pyro.sample(f"{name}.noise", self.support.law(name, prior).to_event(1))
+
+        def make() -> TorchDistributionMixin:
+            size = self.graph[name].size
+            prior = LogUniform(self.low.expand(size), self.high.expand(size))
+            return self.support.law(name, prior).to_event(1)
+
+        site = f"{name}.noise"
+        return pyro.sample(site, self.fixed_law(site, make))
 
     def rows(self) -> dict[str, Tensor]:
         rows = super().rows()

@@ -7,7 +7,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+
+from pyro_sparse.graph import Group
 
 from .base import SparseModel, positive
 
@@ -46,11 +49,16 @@ class ReducibleGaussian(SparseModel):
     def support_shapes(self) -> dict[str, tuple[int, ...]]:
         return {group.name: tuple(self.row_shape(group)) for group in self.layers}
 
-    def rows(self) -> dict[str, Tensor]:
-        rows = {}
-        zero = torch.zeros_like(self.prior_scale)
-        for group in self.layers:
+    def reducible_rows(self, group: Group) -> Tensor:
+        """``{group}.rows``: independent ``N(0, s₀²)``, each of which may go."""
+
+        def make() -> TorchDistributionMixin:
+            zero = torch.zeros_like(self.prior_scale)
             prior = dist.Normal(zero, self.prior_scale).expand(self.row_shape(group))
-            law = self.support.law(group.name, prior)
-            rows[group.name] = pyro.sample(f"{group.name}.rows", law.to_event(2))
-        return rows
+            return self.support.law(group.name, prior).to_event(2)
+
+        site = f"{group.name}.rows"
+        return pyro.sample(site, self.fixed_law(site, make))
+
+    def rows(self) -> dict[str, Tensor]:
+        return {group.name: self.reducible_rows(group) for group in self.layers}

@@ -12,6 +12,7 @@ can be wrong.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -85,11 +86,26 @@ def _scalar_output(output: Tensor, likelihood: str) -> Tensor:
     )
 
 
+class _Softmax(dist.Categorical):
+    """A categorical distribution, whose log-probabilities are made in one pass.
+
+    Its base class makes them by four, each with an entry in autograd's graph.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._param = self.logits = logits.log_softmax(-1)
+        self._num_events = logits.shape[-1]
+        torch.distributions.Distribution.__init__(self, logits.shape[:-1])
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return super().expand(batch_shape, self._get_checked_instance(_Softmax, _instance))
+
+
 class Categorical(Likelihood):
     """``y | x ~ Categorical(softmax(f(x)))``; outputs ``(batch, classes)``, labels ``(batch,)``."""
 
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
-        return dist.Categorical(logits=output)
+        return _Softmax(output)
 
     def natural(self, output: Tensor) -> Tensor:
         return output.softmax(-1)

@@ -34,6 +34,11 @@ def gate(probability: Tensor, value: Tensor) -> Tensor:
     return probability * torch.where(probability == 0, torch.zeros_like(value), value)
 
 
+def _gated(probability: Tensor, value: Tensor) -> Tensor:
+    """`gate`, which autograd does not follow."""
+    return (probability * value).masked_fill_(probability == 0, 0.0)
+
+
 class _SpikeAndSlabKL(Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, prior_logits: Tensor, slab: Tensor) -> Tensor:
@@ -41,9 +46,9 @@ class _SpikeAndSlabKL(Function):
         both, prior = torch.stack((logits, -logits)), torch.stack((prior_logits, -prior_logits))
         probability = torch.sigmoid(both)
         cost = logsigmoid(both).sub_(logsigmoid(prior))
-        cost[0] += slab
+        cost[0].add_(slab)
         ctx.save_for_backward(probability, logits, prior_logits, slab)
-        return gate(probability, cost).sum(0)
+        return _gated(probability, cost).sum(0)
 
     @staticmethod
     @once_differentiable
@@ -53,7 +58,7 @@ class _SpikeAndSlabKL(Function):
         by_logits = by_prior = by_slab = None
         if ctx.needs_input_grad[0]:
             price = (logits - prior_logits).add_(slab)
-            by_logits = gradient * gate(included * excluded, price)
+            by_logits = _gated(included * excluded, price).mul_(gradient)
         if ctx.needs_input_grad[1]:
             by_prior = excluded * torch.sigmoid(prior_logits)
             by_prior = gradient * (by_prior - included * torch.sigmoid(-prior_logits))
@@ -266,7 +271,7 @@ class _StraightThrough(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         soft, scaled, temperature = ctx.saved_tensors
-        slope = gradient * (soft * (1 - soft)).div_(temperature)
+        slope = torch.ops.aten.sigmoid_backward(gradient, soft).div_(temperature)
         by_temperature = None
         if ctx.needs_input_grad[2]:
             by_temperature = (-slope * scaled).sum_to_size(temperature.shape)

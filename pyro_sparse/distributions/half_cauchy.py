@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Gamma, InverseGamma, constraints
-from torch.distributions.utils import broadcast_all
+from torch.distributions.utils import broadcast_all, lazy_property
 
 __all__ = ["HalfCauchyFactors"]
 
@@ -44,6 +44,17 @@ class HalfCauchyFactors(TorchDistribution):
         super(HalfCauchyFactors, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    @lazy_property
+    def log_gammas(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sign, shape parameter and log rate, ``(..., 2)``: (a, 1/b) are gammas, too.
+
+        The logs of these are the logs of (a, b) times the sign.
+        """
+        zero = torch.zeros_like(self.scale)
+        log_rate = torch.stack([-2 * self.scale.log(), zero], dim=-1)
+        sign = torch.stack([zero + 1, zero - 1], dim=-1)
+        return sign, torch.full_like(log_rate, 0.5), log_rate
 
     @property
     def gamma(self) -> Gamma:

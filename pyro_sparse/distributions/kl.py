@@ -137,12 +137,8 @@ def _kl_log_normal_half_cauchy_factors(p: Independent, q: HalfCauchyFactors) -> 
     base = p.base_dist
     if not isinstance(base, LogNormal) or p.event_shape != q.event_shape:
         raise NotImplementedError(f"KL of {p!r} from HalfCauchyFactors")
-    loc_a, loc_b = base.loc.unbind(-1)
-    scale_a, scale_b = base.scale.unbind(-1)
-    half = torch.full_like(q.scale, 0.5)
-    a = log_normal_gamma_kl(loc_a, scale_a, half, -2 * q.scale.log())
-    b = log_normal_gamma_kl(-loc_b, scale_b, half, torch.zeros_like(half))
-    return a + b
+    sign, shape, log_rate = q.log_gammas
+    return log_normal_gamma_kl(sign * base.loc, base.scale, shape, log_rate).sum(-1)
 
 
 @register_kl(MarkovChain, MarkovChain)

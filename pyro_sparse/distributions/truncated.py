@@ -28,6 +28,7 @@ __all__ = ["LogUniform", "TruncatedLogNormal", "TruncatedNormal"]
 _NODES = 48
 _DROP = 40.0  # the rule ends where the log density is this far below its maximum
 _TAIL = 5.0  # standardised distance from which samples are drawn in the tail's own scale
+_FEW = 4096  # up to so many draws the tail is computed whether there is one or not
 
 
 class _Truncated(TorchDistribution):
@@ -430,7 +431,8 @@ def _truncated_quantile(
     distance = b - t
     sample = torch.where(mirrored, loc - scale * t, loc + scale * t)
     in_tail = b < -_TAIL
-    if in_tail.any():
+    # Asking costs more than computing it for a few, and a step that asks cannot be recorded.
+    if in_tail.numel() <= _FEW or in_tail.any():
         # Here t would round to b, or to infinity: the distance from b is what is known.
         beyond = _tail_distance(a, b.clamp(max=-_TAIL), p).clamp(min=torch.zeros_like(b), max=b - a)
         t, distance = torch.where(in_tail, b - beyond, t), torch.where(in_tail, beyond, distance)
@@ -453,16 +455,17 @@ def _tail_distance(a: Tensor, b: Tensor, p: Tensor) -> Tensor:
     Newton's method is at rounding error after four steps.
     """
     h, width = -b, b - a
+    root = math.sqrt(0.5)
+    at_h = torch.special.erfcx(h * root)
 
-    def log_tail_ratio(v: Tensor) -> Tensor:
-        ratio = torch.special.erfcx((h + v) * math.sqrt(0.5)) / torch.special.erfcx(
-            h * math.sqrt(0.5)
-        )
-        return ratio.log() - v * (h + 0.5 * v)
+    def log_tail_ratio(v: Tensor) -> tuple[Tensor, Tensor]:
+        """With erfcx((h + v)/√2)."""
+        beyond = torch.special.erfcx((h + v) * root)
+        return (beyond / at_h).log() - v * (h + 0.5 * v), beyond
 
-    target = -torch.log1p((1 - p) * torch.expm1(log_tail_ratio(width)))
+    target = -torch.log1p((1 - p) * torch.expm1(log_tail_ratio(width)[0]))
     v = 2 * target / (h + (h.square() + 2 * target).sqrt())
     for _ in range(4):
-        hazard = math.sqrt(2 / math.pi) / torch.special.erfcx((h + v) * math.sqrt(0.5))
-        v = v + (target + log_tail_ratio(v)) / hazard
+        ratio, beyond = log_tail_ratio(v)
+        v = v + (target + ratio) * beyond * math.sqrt(math.pi / 2)
     return v

@@ -81,6 +81,7 @@ def fit(
     resume: bool = False,
     validation: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]] | None = None,
     retries: int = 0,
+    tape: bool = True,
     progress: bool = True,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -121,6 +122,10 @@ def fit(
             decides which epoch is the best; without them ``elbo_per_datum`` does.
         retries: how often training may go back to the last whole epoch (or the start) when
             something is no longer finite, each time with half the learning rates.
+        tape: after some steps, run the operations of a step without the Python around them, see
+            :mod:`pyro_sparse.infer.tape`: the same numbers to the bit, in less time. One process on
+            the CPU does, in full precision. False for Python that has to run in every step: hooks,
+            prints, debuggers.
         progress: show a progress bar.
         fabric: a ``lightning_fabric.Fabric`` for other devices, precisions or strategies, see
             :func:`~pyro_sparse.infer.make_fabric`; one device, chosen automatically, by default.
@@ -186,7 +191,7 @@ def fit(
         torch.manual_seed(seed + fabric.global_rank)
         training = Training(
             model, guide, elbo, shared, recipe, fabric, stop,
-            Run(out=None if folder is None else folder.path), epochs=epochs,
+            Run(out=None if folder is None else folder.path), epochs=epochs, tape=tape,
         )  # fmt: skip
         run = training.run
         unify(fabric, model, guide)
@@ -217,6 +222,7 @@ def fit(
                 raise training.interrupted()
             if on_epoch is not None:
                 on_epoch(metrics)
+                training.changed()
                 unify(fabric, model, guide)
             if held_out is not None:
                 bound = lower_bound(model, guide, held_out, draws=VALIDATION_DRAWS, seed=seed)

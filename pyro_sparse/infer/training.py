@@ -31,6 +31,7 @@ from .elbo import ELBO
 from .processes import random_states, set_random_states
 from .recipe import Recipe
 from .stopping import Interrupted, StopRequest
+from .tape import Taped
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -121,6 +122,8 @@ class Training:
         stop: looked at after every step.
         run: is given the metrics.
         epochs: in all.
+        tape: whether steps may run from tapes, see :mod:`pyro_sparse.infer.tape`; one process on
+            the CPU does, in full precision.
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class Training:
         run: Run,
         *,
         epochs: int,
+        tape: bool = True,
     ) -> None:
         self.model, self.guide, self.elbo, self.loader = model, guide, elbo, loader
         self.recipe, self.fabric, self.stop, self.run = recipe, fabric, stop, run
@@ -146,6 +150,10 @@ class Training:
         self.scaled = getattr(self.precision, "scaler", None) is not None
         self.retries: list[dict[str, Any]] = []  # of the running epoch
         self.running: _Running | None = None
+        # What Fabric adds to a step, for several processes or lower precision, is not on a tape.
+        plain = self.precision.precision == "32-true" and fabric.world_size == 1
+        tape = tape and plain and fabric.device.type == "cpu"
+        self.taped = Taped(self._terms_and_gradients, objective) if tape else None
 
     # -- going back and going on -----------------------------------------------------------------
 
@@ -179,6 +187,7 @@ class Training:
             origin=origin,
         )  # fmt: skip
         set_random_states(self.fabric, state.tensors)
+        self.changed()
         self.run.history[:] = progress["history"]
         self.retries = progress.get("retries", [])
         if self.scaled and "scaler" in progress:
@@ -196,6 +205,11 @@ class Training:
         before = self.retries
         self.install(good)
         self.retries = [*before, {"step": error.step, "reason": error.what}]
+
+    def changed(self) -> None:
+        """To be called when others had their hands on model, guide or ELBO."""
+        if self.taped is not None:
+            self.taped.doubt()
 
     def interrupted(self) -> Interrupted:
         """Says where training was stopped, and how it goes on."""
@@ -285,18 +299,10 @@ class Training:
 
     def step(self, x: Tensor, y: Tensor) -> list[float]:
         """One update; loss per example, log-likelihood and KL before it, and whether to stop."""
-        first = not self.run.history and not (self.running and self.running.steps)
-        # The first step checks every distribution's arguments; later ones trust it.
-        with pyro.validation_enabled(first):
-            loss, log_likelihood, kl = self.objective(x, y)
-        # Per example: step sizes and the clipping norm do not depend on the size of the data.
-        loss = loss / self.model.num_data
-        self.stepper.zero_grad()
-        self.fabric.backward(loss)
-        sums = [] if self.scaled else gradient_sums(self.guide.parameters())
+        terms = self._by_fabric(x, y) if self.taped is None else self._by_tape(self.taped, x, y)
         # One transfer from the device; an update by what is not finite is never made.
-        stop = torch.full_like(kl, self.stop.signum is not None)
-        values = self._mean(torch.stack([loss.detach(), log_likelihood, kl, stop, *sums]))
+        stop = terms.new_full((1,), self.stop.signum is not None)
+        *values, stop_all = self._mean(torch.cat([terms, stop]))
         if not all(map(math.isfinite, values)):
             raise self._divergence(x, y, *values[:3])
         norm = self.recipe.clip_norm
@@ -309,7 +315,55 @@ class Training:
                     self.objective, self.stepper, max_norm=norm, error_if_nonfinite=False
                 )
         self.stepper.step()
-        return values[:4]
+        return [*values[:3], stop_all]
+
+    def settled(self, x: Tensor, y: Tensor) -> bool:
+        """Whether a step on such a batch costs what it will cost from now on."""
+        return self.taped is None or self.taped.ready(x, y, self._weight())
+
+    @property
+    def _first(self) -> bool:
+        """The first step checks every distribution's arguments; later ones trust it."""
+        return not self.run.history and not (self.running and self.running.steps)
+
+    def _by_fabric(self, x: Tensor, y: Tensor) -> Tensor:
+        """Loss per example, log-likelihood, KL, sums of gradients; these are in ``grad`` then."""
+        with pyro.validation_enabled(self._first):
+            loss, log_likelihood, kl = self.objective(x, y)
+        # Per example: step sizes and the clipping norm do not depend on the size of the data.
+        loss = loss / self.model.num_data
+        self.stepper.zero_grad()
+        self.fabric.backward(loss)
+        gradients = [] if self.scaled else [value.grad for value in self._moving()]
+        return torch.stack([loss.detach(), log_likelihood, kl, *gradient_sums(gradients)])
+
+    def _by_tape(self, taped: Taped, x: Tensor, y: Tensor) -> Tensor:
+        """As `_by_fabric`, without it."""
+        terms, *gradients = taped(x, y, self._weight())
+        for parameter, gradient in zip(self._moving(), gradients, strict=True):
+            parameter.grad = gradient
+        assert terms is not None
+        return terms
+
+    def _terms_and_gradients(self, x: Tensor, y: Tensor, kl_weight: Tensor) -> list[Tensor | None]:
+        """The same as a function of tensors, for tapes."""
+        own = self.elbo.kl_weight
+        try:
+            self.elbo.kl_weight = kl_weight  # type: ignore[assignment]
+            with pyro.validation_enabled(self._first):
+                loss, log_likelihood, kl = self.objective.module(x, y)
+        finally:
+            self.elbo.kl_weight = own
+        loss = loss / self.model.num_data
+        gradients = torch.autograd.grad(loss, self._moving(), allow_unused=True)
+        terms = [loss.detach(), log_likelihood, kl, *gradient_sums(gradients)]
+        return [torch.stack(terms), *gradients]
+
+    def _weight(self) -> Tensor:
+        return self.model.output_scale.new_tensor(self.elbo.kl_weight)
+
+    def _moving(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.guide.parameters() if parameter.requires_grad]
 
     def _mean(self, values: Tensor) -> list[float]:
         """The mean over all processes, the same in each."""

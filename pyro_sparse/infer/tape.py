@@ -1,0 +1,314 @@
+"""A training step's operations, written down once and run again without the Python around them.
+
+A step of a small network is a few hundred operations of microseconds each, and as much time again
+goes to Python, to effect handlers and to autograd's bookkeeping, which do the same in every step.
+A :class:`Tape` has the operations of one step, those of the backward pass included, with the
+parameters and buffers themselves as constants. Running it gives the same numbers as the step, to
+the bit, from the same random state: operations and their order are the same.
+
+:class:`Taped` decides when that may be done, and does what a step costs otherwise wherever it may
+not. What is written down cannot depend on the numbers: Python that looks at them (``if loss > 1``)
+stops the recording. Python that changes by itself from step to step cannot be seen, which is why
+the first run of a tape is compared with the step, and again after anybody may have changed
+something.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["Tape", "Taped"]
+
+Function = Callable[..., Sequence[Tensor | None]]
+
+_log = logging.getLogger(__name__)
+_aten = torch.ops.aten
+_SAME = {_aten.alias.default, _aten.detach.default}
+"""Give what they are given."""
+_VIEWS = {
+    *_SAME, _aten.slice.Tensor, _aten.select.int, _aten.permute.default, _aten.t.default,
+    _aten.transpose.int, _aten.expand.default, _aten.view.default, _aten.unsqueeze.default,
+    _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default,
+}  # fmt: skip
+"""Of a tensor that stays are made once: they show the same memory."""
+_IN_PLACE = {
+    _aten.add.Tensor: (_aten.add_.Tensor, True), _aten.mul.Tensor: (_aten.mul_.Tensor, True),
+    _aten.sub.Tensor: (_aten.sub_.Tensor, False), _aten.div.Tensor: (_aten.div_.Tensor, False),
+    _aten.neg.default: (_aten.neg_.default, False), _aten.exp.default: (_aten.exp_.default, False),
+    _aten.sqrt.default: (_aten.sqrt_.default, False),
+}  # fmt: skip
+"""Operations that can write over their first argument; whether any other can be the first."""
+_WITH_NUMBERS = {*_IN_PLACE, *(operation for operation, _ in _IN_PLACE.values())}
+
+
+class Tape:
+    """The operations of a function of tensors; see `record`."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self._constants = _prepare(graph)
+        self._graph = graph
+        self._run: Callable[..., Any] = type(graph).forward
+
+    @classmethod
+    def record(cls, function: Function, *inputs: Tensor) -> tuple[Tape, Sequence[Tensor | None]]:
+        """The tape of a call, and what the call gave.
+
+        Args:
+            function: gives tensors, or None among them. Whatever tensors it reads beside its
+                arguments are constants of the tape, which sees what is written into them later.
+            inputs: of the call; later ones have these shapes and types.
+
+        Raises:
+            RuntimeError: the function looks at the numbers in a tensor.
+        """
+        values: Sequence[Tensor | None] = ()
+
+        def noted(*arguments: Tensor) -> Sequence[Tensor | None]:
+            nonlocal values
+            values = function(*arguments)
+            return values
+
+        with torch.enable_grad():
+            graph = make_fx(noted)(*inputs)
+        return cls(graph), [None if value is None else value.detach() for value in values]
+
+    def __len__(self) -> int:
+        """The number of operations."""
+        return sum(node.op == "call_function" for node in self._graph.graph.nodes)
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor | None]:
+        """What the function gives, without a graph for gradients."""
+        values: Sequence[Tensor | None] = self._run(self._graph, *inputs, *self._constants)
+        return values
+
+
+def _prepare(module: fx.GraphModule) -> list[Tensor]:
+    """Make constants arguments, and calls short; the constants.
+
+    A module's attribute costs a search a step, an argument nothing.
+    """
+    graph = module.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    kept: dict[fx.Node, Tensor] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            kept[node] = _attribute(module, node.target).detach()
+        elif node.op != "call_function":
+            continue
+        elif node.target in _VIEWS and len(node.all_input_nodes) == 1 and node.args[0] in kept:
+            kept[node] = node.target(kept[node.args[0]], *node.args[1:], **node.kwargs)
+        elif node.target in _SAME:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    arguments: dict[Any, fx.Node] = {}
+    constants: list[Tensor] = []
+
+    def argument(key: Any, value: Tensor) -> fx.Node:
+        nonlocal last
+        if key not in arguments:
+            with graph.inserting_after(last):
+                last = arguments[key] = graph.placeholder(f"constant_{len(constants)}")
+            constants.append(value)
+        return arguments[key]
+
+    for node, value in kept.items():
+        key = value.data_ptr(), value.dtype, value.shape, value.stride()
+        node.replace_all_uses_with(argument(key, value))
+    for node in reversed(list(kept)):
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        # A number would be made a tensor of the other's type in every step.
+        number = node.args[1] if node.target in _WITH_NUMBERS and len(node.args) == 2 else None
+        found = node.meta.get("tensor_meta")
+        if isinstance(number, int | float) and found is not None and found.dtype.is_floating_point:
+            value = torch.tensor(number, dtype=found.dtype)
+            node.args = (node.args[0], argument((number, found.dtype), value))
+    read = [bool(node.users) for node in arguments.values()]
+    for node in arguments.values():
+        if not node.users:
+            graph.erase_node(node)
+    _reuse_memory(graph)
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            node.target = _short(node.target)
+    graph.lint()
+    module.recompile()
+    return [value for value, used in zip(constants, read, strict=True) if used]
+
+
+def _reuse_memory(graph: fx.Graph) -> None:
+    """Write results over arguments that nothing reads any more, and that have the same shape."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    own = {node for node in calls if _makes_memory(node.target)}
+    for node in calls:
+        if node.target not in _IN_PLACE:
+            continue
+        operation, commutes = _IN_PLACE[node.target]
+        first, *others = node.args
+        orders = [node.args]
+        if commutes and not node.kwargs:
+            orders.append((*others, first))
+        for order in orders:
+            target = order[0]
+            if (
+                target in own
+                and _layout(target) == _layout(node)
+                and all(user in own and place[user] <= place[node] for user in target.users)
+                and target not in order[1:]
+            ):
+                node.target, node.args = operation, tuple(order)
+                break
+
+
+def _layout(node: fx.Node) -> Any:
+    found = node.meta.get("tensor_meta")
+    return None if found is None else (found.shape, found.dtype, found.stride)
+
+
+def _makes_memory(operation: Any) -> bool:
+    """Whether the one result of an operation is memory of its own."""
+    schema = getattr(operation, "_schema", None)
+    if schema is None or operation in (_aten._unsafe_view.default, _aten._reshape_alias.default):
+        return False  # the two are views that do not say so
+    values = [*schema.arguments, *schema.returns]
+    return len(schema.returns) == 1 and all(value.alias_info is None for value in values)
+
+
+def _attribute(module: Any, name: str) -> Tensor:
+    for part in name.split("."):
+        module = getattr(module, part)
+    value: Tensor = module
+    return value
+
+
+def _short(overload: Any) -> Any:
+    """The function that Python code calls for an operation, where there is one of this name.
+
+    It does the same, but understands its arguments a microsecond faster.
+    """
+    name = overload._schema.name.partition("::")[2]
+    homes = (torch._C._VariableFunctions, torch._C._nn, torch._C._linalg)  # type: ignore[attr-defined]
+    for home in (torch.Tensor,) if name.endswith("_") or name in ("expand", "view") else homes:
+        if hasattr(home, name):
+            return getattr(home, name)
+    return overload
+
+
+class Taped:
+    """A function of tensors, from its tape as soon as there is one.
+
+    Args:
+        function: see :meth:`Tape.record`.
+        module: has everything that the function reads and that lasts: its buffers may change in a
+            call, its parameters not.
+        after: calls with arguments of the same shapes before these are recorded, which costs as
+            much as some hundred calls.
+
+    Attributes:
+        reason: why there is no tape, and will be none; None as long as there may be one.
+    """
+
+    def __init__(self, function: Function, module: nn.Module, *, after: int = 20) -> None:
+        self._function, self._module, self._after = function, module, after
+        self._calls: Counter[Any] = Counter()
+        self._tapes: dict[Any, Tape] = {}
+        self._trusted: set[Any] = set()
+        self._places: list[Any] = []
+        self.reason: str | None = None
+
+    def doubt(self) -> None:
+        """Compare again before the next run of a tape: something may have been changed."""
+        self._trusted.clear()
+        if self._places != self._where():
+            self._tapes.clear()
+
+    def ready(self, *inputs: Tensor) -> bool:
+        """Whether the next call with such arguments runs from a tape, or none ever will."""
+        return self.reason is not None or _kind(inputs) in self._trusted
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor | None]:
+        if self.reason is not None:
+            return self._function(*inputs)
+        key = _kind(inputs)
+        tape = self._tapes.get(key)
+        if tape is not None:
+            return tape(*inputs) if key in self._trusted else self._compared(key, tape, inputs)
+        self._calls[key] += 1
+        if self._calls[key] <= self._after:
+            return self._function(*inputs)
+        before = self._state()
+        try:
+            tape, values = Tape.record(self._function, *inputs)
+        except Exception as error:  # whatever a model's Python may do while it is recorded
+            self._give_up(f"{type(error).__name__}: {error}")
+            self._restore(before)
+            return self._function(*inputs)
+        self._tapes[key], self._places = tape, self._where()
+        return values
+
+    def _compared(self, key: Any, tape: Tape, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """One call by both ways, from the same state."""
+        before = self._state()
+        try:
+            own = list(tape(*inputs))
+        except Exception as error:
+            self._give_up(f"{type(error).__name__}: {error}")
+            own = []
+        after = self._state()
+        self._restore(before)
+        values = self._function(*inputs)
+        if self.reason is None:
+            if _same([*own, *after], [*values, *self._state()]):
+                self._trusted.add(key)
+            else:
+                self._give_up("running the recorded operations did not give what the step gives")
+        return values
+
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
+        self._tapes.clear()
+        _log.info("steps run without a tape: %s", reason)
+
+    def _state(self) -> list[Tensor]:
+        """What a call changes: the random state and the buffers."""
+        buffers = [value.clone() for value in self._module.buffers()]
+        return [torch.get_rng_state(), *buffers]
+
+    def _restore(self, state: list[Tensor]) -> None:
+        random, *buffers = state
+        torch.set_rng_state(random)
+        for value, kept in zip(self._module.buffers(), buffers, strict=True):
+            value.copy_(kept)
+
+    def _where(self) -> list[Any]:
+        """The tensors that a tape has as constants, and their memory."""
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        return [(id(value), value.data_ptr()) for value in tensors]
+
+
+def _kind(inputs: Sequence[Tensor]) -> Any:
+    return tuple((value.shape, value.dtype) for value in inputs)
+
+
+def _same(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
+    """Whether all are equal to the bit."""
+    return len(some) == len(others) and all(
+        (one is None and other is None)
+        or (
+            one is not None
+            and other is not None
+            and one.shape == other.shape
+            and torch.allclose(one.double(), other.double(), 0.0, 0.0, equal_nan=True)
+        )
+        for one, other in zip(some, others, strict=True)
+    )

@@ -1,0 +1,312 @@
+"""Steps from tapes: the same numbers as steps, to the bit, or none."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_sparse import guides, infer, models, nets, zoo
+from pyro_sparse.data import Batches
+from pyro_sparse.infer.tape import Tape, Taped
+
+MODELS = sorted({entry.model for entry in zoo.ZOO.values()})
+
+
+class Noisy(nn.Module):
+    """Something of all that a step has: parameters, noise, a buffer that moves, a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+        self.norm = nn.BatchNorm1d(3)
+        self.factor = 1.0
+
+    def forward(self, x):
+        loss = self.norm(x @ self.weight.T + torch.randn(len(x), 3)).square().sum() * self.factor
+        loss = loss + (self.weight[:, 1] * torch.rand(3)).sum()
+        return [loss.detach(), *torch.autograd.grad(loss, [self.weight, self.norm.weight]), None]
+
+
+def numbers(module, call, count, seed=0):
+    """What ``count`` calls give, with an update of the weights after each, and the buffers then."""
+    torch.manual_seed(seed)
+    given = []
+    for number in range(count):
+        values = call(torch.full((5, 4), float(number)).cos() + torch.arange(4.0))
+        given += [value for value in values if value is not None]
+        with torch.no_grad():
+            module.weight -= 0.1 * values[1]
+    return [*given, *(value.clone() for value in module.buffers())]
+
+
+def equal(some, others):
+    return len(some) == len(others) and all(map(torch.equal, some, others))
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(1)
+    return Noisy()
+
+
+class TestTape:
+    def test_gives_what_the_function_gives(self, module):
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+        expected = numbers(module, module, 4)
+        module.load_state_dict(start)
+        tape, _ = Tape.record(module, torch.ones(5, 4))
+        module.load_state_dict(start)
+        assert equal(numbers(module, tape, 4), expected)
+
+    def test_values_are_those_of_the_recorded_call(self, module):
+        torch.manual_seed(3)
+        _, values = Tape.record(module, torch.ones(5, 4))
+        buffers = [value.clone() for value in module.buffers()]
+        torch.manual_seed(1)
+        other = Noisy()
+        torch.manual_seed(3)
+        expected = other(torch.ones(5, 4))
+        assert equal(values[:3], expected[:3])
+        assert values[3] is None
+        assert equal(buffers, list(other.buffers()))
+
+    def test_views_of_constants_are_no_operations(self):
+        weight = torch.arange(6.0).reshape(2, 3)
+        tape, _ = Tape.record(lambda x: [x * weight[:, 1:].T.unsqueeze(0)], torch.ones(2))
+        assert len(tape) == 1
+        weight += 1
+        assert torch.equal(tape(torch.ones(2))[0], weight[:, 1:].T.unsqueeze(0))
+
+    def test_a_number_made_in_the_function_is_made_anew(self):
+        tape, _ = Tape.record(lambda x: [torch.tensor(1.0).add_(x)], torch.ones(()))
+        assert [float(tape(torch.ones(()))[0]) for _ in range(3)] == [2.0, 2.0, 2.0]
+
+    def test_memory_that_is_still_read_is_not_written_over(self):
+        def function(x):
+            doubled = 2 * x
+            flat = doubled.reshape(-1)
+            later = doubled + 1
+            product = later * doubled  # the last that reads these two, but not their memory
+            return [flat - product.reshape(-1), later + 0.5]
+
+        tape, values = Tape.record(function, torch.ones(2, 3))
+        for x in (torch.ones(2, 3), torch.arange(6.0).reshape(2, 3)):
+            assert equal(tape(x), function(x))
+        assert equal(values, function(torch.ones(2, 3)))
+
+    def test_looking_at_numbers_cannot_be_recorded(self):
+        with pytest.raises(RuntimeError, match="value out of a tracing tensor"):
+            Tape.record(lambda x: [x if float(x.sum()) > 0 else -x], torch.ones(3))
+
+
+class TestTaped:
+    @pytest.fixture
+    def ran(self, monkeypatch):
+        """How often any tape was run."""
+        count = [0]
+        own = Tape.__call__
+
+        def run(tape, *inputs):
+            count[0] += 1
+            return own(tape, *inputs)
+
+        monkeypatch.setattr(Tape, "__call__", run)
+        return count
+
+    def test_same_numbers_whether_recorded_early_or_never(self, module, ran):
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+        expected = numbers(module, module, 9)
+        for after in (0, 3, 100):
+            module.load_state_dict(start)
+            taped = Taped(module, module, after=after)
+            assert equal(numbers(module, taped, 9), expected)
+            assert taped.reason is None
+        assert ran[0] == 8 + 5  # all calls after those that were recorded
+
+    def test_other_shapes_have_their_own_tape(self, module, ran):
+        taped = Taped(module, module, after=1)
+        for size in (5, 5, 7, 5, 7, 7):
+            assert len(taped(torch.ones(size, 4))) == 4
+        assert ran[0] == 2
+        assert [taped.ready(torch.ones(size, 4)) for size in (5, 6, 7)] == [True, False, True]
+
+    def test_falls_back_where_python_looks_at_numbers(self, ran, caplog):
+        module = nn.BatchNorm1d(2)
+
+        def function(x):
+            value = module(x + torch.randn(3, 2)).sum(0).detach()
+            return [value if float(value[0]) > 0 else 2 * value]
+
+        def run(call):
+            torch.manual_seed(0)
+            module.reset_running_stats()
+            values = [call(torch.ones(3, 2))[0].detach() for _ in range(6)]
+            return [*values, module.running_mean.clone(), module.num_batches_tracked.clone()]
+
+        expected = run(function)
+        taped = Taped(function, module, after=2)
+        with caplog.at_level(logging.INFO):
+            assert equal(run(taped), expected)
+        assert "value out of a tracing tensor" in taped.reason
+        assert "steps run without a tape" in caplog.text
+        assert not ran[0]
+
+    def test_python_that_changes_by_itself_is_noticed(self, module):
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+
+        def moody(x):
+            module.factor += 1
+            return module(x)
+
+        def run(call):
+            module.load_state_dict(start)
+            module.factor = 0
+            return numbers(module, call, 3)
+
+        expected = run(moody)
+        taped = Taped(moody, module, after=1)
+        values = run(taped)
+        assert "did not give" in taped.reason
+        # The comparison itself ran the function's Python once, as a step does.
+        assert equal(values, expected)
+
+    def test_doubt_notices_what_others_changed(self, module, ran):
+        taped = Taped(module, module, after=1)
+        numbers(module, taped, 4)
+        assert ran[0] == 2
+        module.factor = 3.0
+        taped.doubt()
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+        values = numbers(module, taped, 2)
+        assert taped.reason is not None
+        module.load_state_dict(start)
+        assert equal(values, numbers(module, module, 2))
+
+    def test_doubt_records_anew_for_other_tensors(self, module, ran):
+        taped = Taped(module, module, after=1)
+        numbers(module, taped, 4)
+        module.weight = nn.Parameter(torch.zeros(3, 4))
+        taped.doubt()
+        before = ran[0]
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+        values = numbers(module, taped, 4)
+        assert taped.reason is None
+        assert ran[0] == before + 3
+        module.load_state_dict(start)
+        assert equal(values, numbers(module, module, 4))
+
+
+def problem(name, net=None, *, shape=(7,), size=24, **options):
+    """A model, guide and loader of one small problem."""
+    torch.manual_seed(0)
+    x, y = torch.randn(size, *shape), torch.arange(size) % 3
+    net = nets.build("mlp:6-5", shape, 3) if net is None else net
+    model = getattr(models, name)(net, x[:2], num_data=size)
+    return model, guides.for_model(model, **options), Batches(x, y, 8, seed=0)
+
+
+def trained(build, *, epochs=10, tape=True, **options):
+    """Everything that a fit of a new problem leaves."""
+    model, guide, loader = build()
+    run = infer.fit(model, guide, loader, epochs=epochs, progress=False, tape=tape, **options)
+    for entry in run.history:
+        del entry["seconds"]
+    tensors = {**model.state_dict(), **guide.state_dict()}
+    return run.history, {name: value.clone() for name, value in tensors.items()}
+
+
+class TestFit:
+    """24 examples in batches of 8: a tape is recorded in the seventh epoch."""
+
+    @pytest.fixture(autouse=True)
+    def tapes(self, monkeypatch):
+        """Every :class:`Taped`, and how often their tapes were run."""
+        made, own = [], Taped.__init__
+
+        def note(taped, *args, **kwargs):
+            own(taped, *args, **kwargs)
+            made.append(taped)
+
+        monkeypatch.setattr(Taped, "__init__", note)
+        return made
+
+    def check(self, tapes, build, **options):
+        history, tensors = trained(build, **options)
+        assert [taped.reason for taped in tapes] == [None]
+        assert len(tapes[0]._trusted) == 1
+        expected_history, expected = trained(build, tape=False, **options)
+        assert len(tapes) == 1
+        assert history == expected_history
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_every_model_trains_alike(self, name, tapes):
+        self.check(tapes, lambda: problem(name))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"variance": "full"},
+            {"variance": "row"},
+            {"variance": "rank-2"},
+            {"inclusion": "score"},
+            {"inclusion": "soft"},
+            {"inclusion_draws": "example"},
+        ],
+        ids=str,
+    )
+    def test_every_option_of_a_guide(self, options, tapes):
+        self.check(tapes, lambda: problem("SpikeSlabGaussian", **options))
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"num_particles": 2}, {"local_reparameterisation": False}, {"clip_norm": 0.1}],
+        ids=str,
+    )
+    def test_every_option_of_a_fit(self, options, tapes):
+        self.check(tapes, lambda: problem("SpikeSlabGroupHorseshoe"), **options)
+
+    def test_convolutions_normalisation_and_dropout(self, tapes):
+        def build():
+            torch.manual_seed(0)
+            net = nn.Sequential(
+                nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+                nn.MaxPool2d(3), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3),
+            )  # fmt: skip
+            return problem("SpikeSlabGroupLasso", net, shape=(1, 12, 12))
+
+        self.check(tapes, build)
+
+    def test_pruning_in_the_midst_of_training(self, tapes):
+        """What `on_epoch` does to the model is noticed before a tape is run again."""
+
+        def train(tape):
+            model, guide, loader = problem("SpikeSlabGaussian")
+            keep = torch.tensor([True] * 4 + [False] * 2)
+
+            def prune(metrics):
+                if metrics["epoch"] == 9:
+                    model.support.restrict({model.layers[0].name: keep})
+
+            infer.fit(model, guide, loader, epochs=12, progress=False, tape=tape, on_epoch=prune)
+            return guide.state_dict()
+
+        recorded, expected = train(True), train(False)
+        assert tapes[0].reason is not None or len(tapes[0]._trusted) == 1
+        assert all(torch.equal(recorded[name], expected[name]) for name in expected)
+
+    def test_resuming_is_the_same_with_and_without(self, tapes, tmp_path):
+        def train(epochs, out, resume=False, tape=True):
+            model, guide, loader = problem("LogNormalNoise")
+            options = {"schedule": infer.schedules.constant(), "out": tmp_path / out}
+            infer.fit(
+                model, guide, loader, epochs=epochs, progress=False, resume=resume, tape=tape,
+                kl_weight=infer.schedules.constant(), **options,
+            )  # fmt: skip
+            return guide.state_dict()
+
+        train(9, "a")
+        resumed, whole = train(16, "a", resume=True), train(16, "b", tape=False)
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole)
