@@ -98,7 +98,7 @@ class _TiedRowsKL(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         loc, rows, columns, total = ctx.saved_tensors
-        scaled = gradient * ctx.precision
+        scaled = gradient if ctx.precision == 1 else gradient * ctx.precision
         by_loc = by_row = by_column = None
         if ctx.needs_input_grad[0]:
             by_loc = loc * scaled.unsqueeze(-1)
@@ -148,7 +148,7 @@ class _NormalKL(Function):
         loc, scale = ctx.saved_tensors
         if ctx.by_row:
             gradient = gradient.unsqueeze(-1)
-        scaled = gradient * ctx.precision
+        scaled = gradient if ctx.precision == 1 else gradient * ctx.precision
         by_loc = by_log_scale = None
         if ctx.needs_input_grad[0]:
             by_loc = loc * scaled

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,9 +141,9 @@ class ELBO(PyroELBO):
         self, model_sites: dict[str, Any], guide_sites: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Any]:
         """Log-likelihood, KL and score term of one draw."""
-        log_likelihood: Any = 0.0
-        kl: Any = 0.0
-        score: Any = 0.0
+        likelihoods: list[Any] = []
+        kls: list[Any] = []
+        scores: list[Any] = []
         own = [site for name, site in guide_sites.items() if name not in model_sites]
         extra = [site["name"] for site in own if not site["infer"].get("is_auxiliary")]
         if extra:
@@ -151,10 +153,10 @@ class ELBO(PyroELBO):
         for site in own:
             # What an autoguide draws before it maps it to the model's latents, which have the
             # mapping's Jacobian as their density.
-            kl = kl + _total(site["fn"].log_prob(site["value"]), site)
+            kls.append(_total(site["fn"].log_prob(site["value"]), site))
         for name, site in model_sites.items():
             if site["is_observed"]:
-                log_likelihood = log_likelihood + _total(site["fn"].log_prob(site["value"]), site)
+                likelihoods.append(_total(site["fn"].log_prob(site["value"]), site))
                 continue
             guide_site = guide_sites.get(name)
             if guide_site is None:
@@ -162,11 +164,11 @@ class ELBO(PyroELBO):
                     f"the model samples the site {name!r}, the guide does not; guide sites: "
                     f"{list(guide_sites)}"
                 )
-            kl = kl + _site_kl(site, guide_site, mapped=bool(own))
+            kls.append(_site_kl(site, guide_site, mapped=bool(own)))
             if _has_score(guide_site["fn"]):
                 parts = guide_site["fn"].score_parts(guide_site["value"])
-                score = score + _total(parts.score_function, guide_site)
-        return log_likelihood, kl, score
+                scores.append(_total(parts.score_function, guide_site))
+        return _sum(likelihoods), _sum(kls), _sum(scores)
 
     def estimate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Estimate:
         """One estimate of the loss with its terms; see :class:`Estimate`.
@@ -224,6 +226,11 @@ class ELBO(PyroELBO):
             for name, site in model_sites.items()
             if name in guide_sites
         }
+
+
+def _sum(values: list[Any]) -> Any:
+    """Their sum, without one more addition to 0."""
+    return functools.reduce(operator.add, values) if values else 0.0
 
 
 def _mean(values: list[Tensor]) -> Tensor:

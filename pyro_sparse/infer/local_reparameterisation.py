@@ -439,6 +439,16 @@ class _SampledLinear(Function):
         return torch.addmm(rows[:, width], x, rows[:, :width].T)
 
     @staticmethod
+    def squares(x: Tensor, length: int) -> Tensor:
+        """Of the inputs, and of the 1 that a bias multiplies, where rows have one."""
+        width = x.shape[1]
+        if length == width:
+            return x.square()
+        value = x.new_ones(len(x), length)
+        torch.square(x, out=value[:, :width])
+        return value
+
+    @staticmethod
     def by_product(
         ctx: Any, gradient: Tensor, x: Tensor, rows: Tensor
     ) -> tuple[Tensor | None, Tensor]:
@@ -498,15 +508,12 @@ class _TiedLinear(_SampledLinear):
         column_log_scale: Tensor,
         gate: Tensor | None,
     ) -> Tensor:
-        width = x.shape[1]
-        columns, squares = (2 * column_log_scale).exp_(), x.square()
-        variance = squares.mv(columns[:width])
-        if len(columns) > width:
-            variance += columns[width]
-        scale = _root(variance).unsqueeze(1)
+        columns = (2 * column_log_scale).exp_()
+        squares = _SampledLinear.squares(x, len(columns))
+        scale = _root(squares.mv(columns))
         output = _SampledLinear.product(x, rows)
         noise = _noise_like(output).mul_(row_log_scale.exp())
-        output.addcmul_(scale, noise)
+        output.addcmul_(scale.unsqueeze(1), noise)
         ctx.save_for_backward(
             x, squares, rows, columns, scale, noise, gate, None if gate is None else output
         )
@@ -517,19 +524,15 @@ class _TiedLinear(_SampledLinear):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, squares, rows, columns, scale, noise, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
-        width = x.shape[1]
         by_x, by_rows = _SampledLinear.by_product(ctx, gradient, x, rows)
         moved = noise * gradient  # by the scale, and, times it, by log u
-        by_variance = moved.sum(1).div_(scale.squeeze(1))  # twice that
-        by_row_scale = scale.T.mm(moved).squeeze(0)
+        by_variance = moved.sum(1).div_(scale)  # twice that
+        by_row_scale = moved.T.mv(scale)
         by_column_scale = None
         if ctx.needs_input_grad[3]:
-            by_column_scale = columns.clone()
-            by_column_scale[:width].mul_(squares.T.mv(by_variance))
-            if len(columns) > width:
-                by_column_scale[width].mul_(by_variance.sum())
+            by_column_scale = squares.T.mv(by_variance).mul_(columns)
         if by_x is not None:
-            by_x.addcmul_(x * columns[:width], by_variance.unsqueeze(1))
+            by_x.addcmul_(x * columns[: x.shape[1]], by_variance.unsqueeze(1))
         return by_x, by_rows, by_row_scale, by_column_scale, by_gate
 
 

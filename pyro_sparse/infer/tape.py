@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.shape_prop import TensorMetadata
 
 __all__ = ["Tape", "Taped"]
 
@@ -31,7 +32,7 @@ Function = Callable[..., Sequence[Tensor | None]]
 _log = logging.getLogger(__name__)
 _aten = torch.ops.aten
 _SAME = {_aten.alias.default, _aten.detach.default}
-"""Give what they are given."""
+"""Give what they are given, as other views may."""
 _VIEWS = {
     *_SAME, _aten.slice.Tensor, _aten.select.int, _aten.permute.default, _aten.t.default,
     _aten.transpose.int, _aten.expand.default, _aten.view.default, _aten.unsqueeze.default,
@@ -105,7 +106,9 @@ def _prepare(module: fx.GraphModule) -> list[Tensor]:
             continue
         elif node.target in _VIEWS and len(node.all_input_nodes) == 1 and node.args[0] in kept:
             kept[node] = node.target(kept[node.args[0]], *node.args[1:], **node.kwargs)
-        elif node.target in _SAME:
+        elif node.target in _SAME or (
+            node.target in _VIEWS and _layout(node) == _layout(node.args[0]) is not None
+        ):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     arguments: dict[Any, fx.Node] = {}
@@ -170,9 +173,10 @@ def _reuse_memory(graph: fx.Graph) -> None:
                 break
 
 
-def _layout(node: fx.Node) -> Any:
-    found = node.meta.get("tensor_meta")
-    return None if found is None else (found.shape, found.dtype, found.stride)
+def _layout(value: Any) -> Any:
+    """Shape, type and strides of what a node gives, where that is a tensor."""
+    found = value.meta.get("tensor_meta") if isinstance(value, fx.Node) else None
+    return (found.shape, found.dtype, found.stride) if isinstance(found, TensorMetadata) else None
 
 
 def _makes_memory(operation: Any) -> bool:
@@ -223,14 +227,18 @@ class Taped:
         self._calls: Counter[Any] = Counter()
         self._tapes: dict[Any, Tape] = {}
         self._trusted: set[Any] = set()
+        self._doubted: set[Any] = set()
         self._places: list[Any] = []
         self.reason: str | None = None
 
     def doubt(self) -> None:
         """Compare again before the next run of a tape: something may have been changed."""
+        self._doubted |= self._trusted
         self._trusted.clear()
         if self._places != self._where():
             self._tapes.clear()
+            self._doubted.clear()
+            self._calls.clear()
 
     def ready(self, *inputs: Tensor) -> bool:
         """Whether the next call with such arguments runs from a tape, or none ever will."""
@@ -270,6 +278,10 @@ class Taped:
         if self.reason is None:
             if _same([*own, *after], [*values, *self._state()]):
                 self._trusted.add(key)
+            elif key in self._doubted:  # a step is another one now, and can be recorded anew
+                del self._tapes[key]
+                self._doubted.remove(key)
+                self._calls[key] = 0
             else:
                 self._give_up("running the recorded operations did not give what the step gives")
         return values

@@ -178,21 +178,21 @@ class TestTaped:
         module.factor = 3.0
         taped.doubt()
         start = {name: value.clone() for name, value in module.state_dict().items()}
-        values = numbers(module, taped, 2)
-        assert taped.reason is not None
+        values = numbers(module, taped, 4)
+        assert taped.reason is None
+        assert ran[0] == 4  # once to see that it is wrong, and one of another tape
         module.load_state_dict(start)
-        assert equal(values, numbers(module, module, 2))
+        assert equal(values, numbers(module, module, 4))
 
     def test_doubt_records_anew_for_other_tensors(self, module, ran):
         taped = Taped(module, module, after=1)
         numbers(module, taped, 4)
         module.weight = nn.Parameter(torch.zeros(3, 4))
         taped.doubt()
-        before = ran[0]
         start = {name: value.clone() for name, value in module.state_dict().items()}
         values = numbers(module, taped, 4)
         assert taped.reason is None
-        assert ran[0] == before + 3
+        assert ran[0] == 2 + 2
         module.load_state_dict(start)
         assert equal(values, numbers(module, module, 4))
 
@@ -294,7 +294,7 @@ class TestFit:
             return guide.state_dict()
 
         recorded, expected = train(True), train(False)
-        assert tapes[0].reason is not None or len(tapes[0]._trusted) == 1
+        assert tapes[0].reason is None
         assert all(torch.equal(recorded[name], expected[name]) for name in expected)
 
     def test_resuming_is_the_same_with_and_without(self, tapes, tmp_path):
