@@ -15,9 +15,10 @@ something.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -216,7 +217,7 @@ class Taped:
         module: has everything that the function reads and that lasts: its buffers may change in a
             call, its parameters not.
         after: calls with arguments of the same shapes before these are recorded, which costs as
-            much as some hundred calls.
+            much as some hundred calls; at least one, which shows what a call writes to.
 
     Attributes:
         reason: why there is no tape, and will be none; None as long as there may be one.
@@ -229,6 +230,7 @@ class Taped:
         self._trusted: set[Any] = set()
         self._doubted: set[Any] = set()
         self._places: list[Any] = []
+        self._written: set[int] = set()  # buffers that calls have written to, by number
         self.reason: str | None = None
 
     def doubt(self) -> None:
@@ -253,7 +255,12 @@ class Taped:
             return tape(*inputs) if key in self._trusted else self._compared(key, tape, inputs)
         self._calls[key] += 1
         if self._calls[key] <= self._after:
-            return self._function(*inputs)
+            before = self._buffers() if self._calls[key] == 1 else None
+            values = self._function(*inputs)
+            if before is not None:
+                now = enumerate(zip(before, self._buffers(), strict=True))
+                self._written |= {number for number, (one, other) in now if one != other}
+            return values
         before = self._state()
         try:
             tape, values = Tape.record(self._function, *inputs)
@@ -268,15 +275,15 @@ class Taped:
         """One call by both ways, from the same state."""
         before = self._state()
         try:
-            own = list(tape(*inputs))
+            # Not the numbers themselves, or two generations of gradients would lie there.
+            own = _digests([*tape(*inputs), *self._state()])
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {error}")
             own = []
-        after = self._state()
         self._restore(before)
         values = self._function(*inputs)
         if self.reason is None:
-            if _same([*own, *after], [*values, *self._state()]):
+            if own == _digests([*values, *self._state()]):
                 self._trusted.add(key)
             elif key in self._doubted:  # a step is another one now, and can be recorded anew
                 del self._tapes[key]
@@ -292,15 +299,21 @@ class Taped:
         _log.info("steps run without a tape: %s", reason)
 
     def _state(self) -> list[Tensor]:
-        """What a call changes: the random state and the buffers."""
-        buffers = [value.clone() for value in self._module.buffers()]
-        return [torch.get_rng_state(), *buffers]
+        """What a call changes: the random state and some of the buffers."""
+        return [torch.get_rng_state(), *(value.clone() for value in self._moving())]
 
     def _restore(self, state: list[Tensor]) -> None:
         random, *buffers = state
         torch.set_rng_state(random)
-        for value, kept in zip(self._module.buffers(), buffers, strict=True):
+        for value, kept in zip(self._moving(), buffers, strict=True):
             value.copy_(kept)
+
+    def _buffers(self) -> list[bytes | None]:
+        return _digests(self._module.buffers())
+
+    def _moving(self) -> list[Tensor]:
+        buffers = enumerate(self._module.buffers())
+        return [value for number, value in buffers if number in self._written]
 
     def _where(self) -> list[Any]:
         """The tensors that a tape has as constants, and their memory."""
@@ -312,15 +325,13 @@ def _kind(inputs: Sequence[Tensor]) -> Any:
     return tuple((value.shape, value.dtype) for value in inputs)
 
 
-def _same(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
-    """Whether all are equal to the bit."""
-    return len(some) == len(others) and all(
-        (one is None and other is None)
-        or (
-            one is not None
-            and other is not None
-            and one.shape == other.shape
-            and torch.allclose(one.double(), other.double(), 0.0, 0.0, equal_nan=True)
-        )
-        for one, other in zip(some, others, strict=True)
-    )
+def _digests(values: Iterable[Tensor | None]) -> list[bytes | None]:
+    """Digests of all bits of each."""
+    found: list[bytes | None] = []
+    for value in values:
+        if value is None:
+            found.append(None)
+            continue
+        numbers = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.append(hashlib.blake2b(memoryview(numbers)).digest())
+    return found

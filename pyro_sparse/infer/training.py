@@ -339,8 +339,11 @@ class Training:
 
     def _by_tape(self, taped: Taped, x: Tensor, y: Tensor) -> Tensor:
         """As `_by_fabric`, without it."""
+        moving = self._moving()
+        for parameter in moving:  # two generations of gradients would lie there at the peak
+            parameter.grad = None
         terms, *gradients = taped(x, y, self._weight())
-        for parameter, gradient in zip(self._moving(), gradients, strict=True):
+        for parameter, gradient in zip(moving, gradients, strict=True):
             parameter.grad = gradient
         assert terms is not None
         return terms
