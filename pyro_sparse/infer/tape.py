@@ -255,11 +255,12 @@ class Taped:
             return tape(*inputs) if key in self._trusted else self._compared(key, tape, inputs)
         self._calls[key] += 1
         if self._calls[key] <= self._after:
-            before = self._buffers() if self._calls[key] == 1 else None
+            if self._calls[key] > 1:
+                return self._function(*inputs)
+            buffers = self._buffers()
             values = self._function(*inputs)
-            if before is not None:
-                now = enumerate(zip(before, self._buffers(), strict=True))
-                self._written |= {number for number, (one, other) in now if one != other}
+            now = enumerate(zip(buffers, self._buffers(), strict=True))
+            self._written |= {number for number, (one, other) in now if one != other}
             return values
         before = self._state()
         try:
@@ -332,6 +333,6 @@ def _digests(values: Iterable[Tensor | None]) -> list[bytes | None]:
         if value is None:
             found.append(None)
             continue
-        numbers = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        found.append(hashlib.blake2b(memoryview(numbers)).digest())
+        numbers: Any = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.append(hashlib.blake2b(numbers).digest())
     return found
