@@ -127,7 +127,7 @@ class GaussianRows(nn.Module):
 
 def _constant_logits(like: Tensor, probability: float) -> Tensor:
     start = math.log(probability) - math.log1p(-probability)
-    return torch.full_like(like, start, requires_grad=False)
+    return torch.full_like(like, start)
 
 
 class SpikeSlabRows(GaussianRows):

@@ -6,11 +6,10 @@ A :class:`Tape` has the operations of one step, those of the backward pass inclu
 parameters and buffers themselves as constants. Running it gives the same numbers as the step, to
 the bit, from the same random state: operations and their order are the same.
 
-:class:`Taped` decides when that may be done, and does what a step costs otherwise wherever it may
-not. What is written down cannot depend on the numbers: Python that looks at them (``if loss > 1``)
-stops the recording. Python that changes by itself from step to step cannot be seen, which is why
-the first run of a tape is compared with the step, and again after anybody may have changed
-something.
+:class:`Taped` decides when that may be done, and calls the function itself otherwise. What is
+written down cannot depend on the numbers: Python that looks at them (``if loss > 1``) stops the
+recording. Python that changes by itself from step to step cannot be seen, which is why the first
+run of a tape is compared with the step, and again after anybody may have changed something.
 """
 
 from __future__ import annotations
@@ -93,9 +92,12 @@ class Tape:
 
 
 def _prepare(module: fx.GraphModule) -> list[Tensor]:
-    """Make constants arguments, and calls short; the constants.
+    """Make the graph quick to run: constants and numbers are arguments, calls are short.
 
-    A module's attribute costs a search a step, an argument nothing.
+    What does nothing goes, and memory that nothing reads any more is written over.
+
+    Returns:
+        The constants, in the order of the arguments that follow the inputs.
     """
     graph = module.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
