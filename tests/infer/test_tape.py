@@ -9,6 +9,7 @@ from torch import nn
 from pyro_sparse import guides, infer, models, nets, zoo
 from pyro_sparse.data import Batches
 from pyro_sparse.infer.tape import Tape, Taped
+from pyro_sparse.likelihoods import Normal, Poisson
 
 MODELS = sorted({entry.model for entry in zoo.ZOO.values()})
 
@@ -267,6 +268,18 @@ class TestFit:
     )
     def test_every_option_of_a_fit(self, options, tapes):
         self.check(tapes, lambda: problem("SpikeSlabGroupHorseshoe"), **options)
+
+    @pytest.mark.parametrize("likelihood", [Normal(), Normal(0.5), Poisson()], ids=str)
+    @pytest.mark.parametrize("name", ["SpikeSlabGaussian", "ReducibleGaussian"])
+    def test_numbers_as_targets(self, name, likelihood, tapes):
+        def build():
+            torch.manual_seed(0)
+            x = torch.randn(24, 7)
+            net = nets.build("mlp:6", (7,), 1)
+            model = getattr(models, name)(net, x[:2], num_data=24, likelihood=likelihood)
+            return model, guides.for_model(model), Batches(x, x[:, 0].abs().round(), 8, seed=0)
+
+        self.check(tapes, build)
 
     def test_convolutions_normalisation_and_dropout(self, tapes):
         def build():
