@@ -30,6 +30,9 @@ SS-IG with it 98.5 % (0.88), BMR with it 97.8 % (0.85), BC-GNJ with ``net=mlp:20
 0.11, CRPS 0.318), and on energy 94.3 % (RMSE 0.743 ± 0.22)::
 
     python -m benchmarks.coverage --data-root DIR --model bc-gnj:net=mlp:20 --noise-rate 0.01
+
+No one setting does for all four: with this one concrete has 91.1 %, and BMR with ``net=mlp:10`` has
+yacht 96.8, concrete 94.6, wine-quality-red 93.5, but energy 90.4 %.
 """
 
 from __future__ import annotations
