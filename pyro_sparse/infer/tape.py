@@ -231,30 +231,40 @@ class Taped:
         self._tapes: dict[Any, Tape] = {}
         self._trusted: set[Any] = set()
         self._doubted: set[Any] = set()
+        self._unused: set[Any] = set()  # tapes that have not run since they were trusted
+        self._never: set[Any] = set()
         self._places: list[Any] = []
         self._written: set[int] = set()  # buffers that calls have written to, by number
         self.reason: str | None = None
 
     def doubt(self) -> None:
         """Compare again before the next run of a tape: something may have been changed."""
+        for key in self._trusted & self._unused:
+            # Doubted before it saved anything, as a batch that comes once an epoch: not worth it.
+            del self._tapes[key]
+            self._never.add(key)
         self._doubted |= self._trusted
         self._trusted.clear()
-        if self._places != self._where():
+        if self._tapes and self._places != self._where():
             self._tapes.clear()
             self._doubted.clear()
             self._calls.clear()
 
     def ready(self, *inputs: Tensor) -> bool:
         """Whether the next call with such arguments runs from a tape, or none ever will."""
-        return self.reason is not None or _kind(inputs) in self._trusted
+        kind = _kind(inputs)
+        return self.reason is not None or kind in self._trusted or kind in self._never
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor | None]:
-        if self.reason is not None:
-            return self._function(*inputs)
         key = _kind(inputs)
+        if self.reason is not None or key in self._never:
+            return self._function(*inputs)
         tape = self._tapes.get(key)
+        if tape is not None and key not in self._trusted:
+            return self._compared(key, tape, inputs)
         if tape is not None:
-            return tape(*inputs) if key in self._trusted else self._compared(key, tape, inputs)
+            self._unused.discard(key)
+            return tape(*inputs)
         self._calls[key] += 1
         if self._calls[key] <= self._after:
             if self._calls[key] > 1:
@@ -288,6 +298,7 @@ class Taped:
         if self.reason is None:
             if own == _digests([*values, *self._state()]):
                 self._trusted.add(key)
+                self._unused.add(key)
             elif key in self._doubted:  # a step is another one now, and can be recorded anew
                 del self._tapes[key]
                 self._doubted.remove(key)

@@ -172,6 +172,31 @@ class TestTaped:
         # The comparison itself ran the function's Python once, as a step does.
         assert equal(values, expected)
 
+    def test_doubts_between_few_calls_do_not_keep_it_from_being_recorded(self, module, ran):
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+        taped = Taped(module, module, after=5)
+
+        def call(x):
+            calls[0] += 1
+            if calls[0] % 3 == 0:
+                taped.doubt()
+            return taped(x)
+
+        calls = [0]
+        values = numbers(module, call, 14)
+        assert taped.reason is None
+        assert ran[0] == 8  # all after the sixth, which is recorded
+        module.load_state_dict(start)
+        assert equal(values, numbers(module, module, 14))
+
+    def test_a_tape_that_is_doubted_before_it_saves_anything_goes(self, module, ran):
+        taped = Taped(module, module, after=1)
+        for _ in range(8):
+            taped(torch.ones(5, 4))
+            taped.doubt()
+        assert taped.ready(torch.ones(5, 4))
+        assert ran[0] == 1  # compared once
+
     def test_doubt_notices_what_others_changed(self, module, ran):
         taped = Taped(module, module, after=1)
         numbers(module, taped, 4)
@@ -301,6 +326,7 @@ class TestFit:
 
             def prune(metrics):
                 if metrics["epoch"] == 9:
+                    assert not tape or len(tapes[0]._trusted) == 1
                     model.support.restrict({model.layers[0].name: keep})
 
             infer.fit(model, guide, loader, epochs=12, progress=False, tape=tape, on_epoch=prune)
@@ -308,6 +334,7 @@ class TestFit:
 
         recorded, expected = train(True), train(False)
         assert tapes[0].reason is None
+        assert len(tapes[0]._tapes) == 0  # that of the tenth epoch's first step no longer fitted
         assert all(torch.equal(recorded[name], expected[name]) for name in expected)
 
     def test_resuming_is_the_same_with_and_without(self, tapes, tmp_path):
