@@ -68,7 +68,7 @@ from torch.func import functional_call
 from pyro_sparse import data, guides, infer, models, nets, zoo
 from pyro_sparse.infer.allocator import keep_freed_memory
 from pyro_sparse.infer.divergence import gradient_sums
-from pyro_sparse.infer.recipe import Recipe, fused_adam
+from pyro_sparse.infer.recipe import Recipe
 from pyro_sparse.infer.stopping import StopRequest
 from pyro_sparse.infer.training import Run, Training
 from pyro_sparse.modules import own_parameters
@@ -208,11 +208,11 @@ def judged(value: float, bar: float | None) -> str:
 
 
 class Dense:
-    """Plain torch: the network, cross-entropy, fused Adam."""
+    """Plain torch: the network, cross-entropy, torch's own fused Adam."""
 
     def __init__(self, net: nn.Module, device: str) -> None:
         self.net = net.to(device)
-        self.optimizer = fused_adam([{"params": list(self.net.parameters()), "lr": 1e-3}])
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
 
     def step(self, x: Tensor, y: Tensor) -> None:
         self.optimizer.zero_grad()

@@ -30,7 +30,7 @@ from .folder import RunFolder
 from .lower_bound import lower_bound
 from .memory import check_memory, kept_bytes, memory_need
 from .processes import launch, make_fabric, on_first, share, unify
-from .recipe import Recipe, fused_adam
+from .recipe import FusedAdam, Recipe
 from .schedules import Schedule
 from .stopping import StopRequest
 from .training import RETRY_FACTOR, Run, Training
@@ -69,7 +69,7 @@ def fit(
     lr: float = 3e-3,
     inclusion_lr: float | None = None,
     scale_lr: float | None = None,
-    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = fused_adam,
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = FusedAdam,
     schedule: Schedule | None = None,
     inclusion_schedule: Schedule | None = None,
     kl_weight: Schedule | None = None,

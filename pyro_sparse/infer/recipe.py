@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
@@ -17,14 +18,49 @@ from pyro_sparse.models import SparseModel
 from .elbo import ELBO
 from .schedules import Schedule, cheap, cosine, ramp
 
-__all__ = ["OPTIMIZERS", "Recipe", "fused_adam", "sgd"]
+__all__ = ["OPTIMIZERS", "FusedAdam", "Recipe", "sgd"]
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
-def fused_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Adam in one pass over the parameters."""
-    return torch.optim.Adam(groups, fused=True)
+class FusedAdam(torch.optim.Adam):
+    """torch's Adam in one pass over the parameters: the same numbers, state and options.
+
+    In every step torch's own asks for a GPU, sorts tensors by device and type and looks for other
+    variants, for as long as the update of a small network takes. A guide's parameters lie on one
+    device and have one type.
+    """
+
+    def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any) -> None:
+        super().__init__(params, lr=lr, fused=True, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # A gradient scaler's, which leaves both to optimisers that can.
+        scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        for group in self.param_groups:
+            lists: list[list[Tensor]] = [[] for _ in range(6)]
+            self._init_group(group, *lists)
+            *_, steps = lists
+            if not steps:
+                continue
+            torch._foreach_add_(steps, 1)
+            beta1, beta2 = group["betas"]
+            decoupled = group["decoupled_weight_decay"]
+            update = torch._fused_adamw_ if decoupled else torch._fused_adam_
+            update(
+                *lists, lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
+                weight_decay=group["weight_decay"], amsgrad=group["amsgrad"],
+                maximize=group["maximize"], **scaling,
+            )  # fmt: skip
+            if scaling["found_inf"] is not None:
+                torch._foreach_sub_(steps, [scaling["found_inf"]] * len(steps))
+        return loss
 
 
 def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -32,7 +68,7 @@ def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, momentum=0.9)
 
 
-OPTIMIZERS: dict[str, MakeOptimizer] = {"adam": fused_adam, "sgd": sgd}
+OPTIMIZERS: dict[str, MakeOptimizer] = {"adam": FusedAdam, "sgd": sgd}
 """By the names of the command line."""
 
 
@@ -60,7 +96,7 @@ class Recipe:
         lr: float = 3e-3,
         inclusion_lr: float | None = None,
         scale_lr: float | None = None,
-        optimizer: MakeOptimizer = fused_adam,
+        optimizer: MakeOptimizer = FusedAdam,
         schedule: Schedule | None = None,
         inclusion_schedule: Schedule | None = None,
         kl_weight: Schedule | None = None,

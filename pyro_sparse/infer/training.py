@@ -154,6 +154,8 @@ class Training:
         plain = self.precision.precision == "32-true" and fabric.world_size == 1
         tape = tape and plain and fabric.device.type == "cpu"
         self.taped = Taped(self._terms_and_gradients, objective) if tape else None
+        self._parameters = list(guide.parameters())  # looking for them takes as long as an update
+        self._weights = 1.0, model.output_scale.new_ones(())
 
     # -- going back and going on -----------------------------------------------------------------
 
@@ -363,10 +365,14 @@ class Training:
         return [torch.stack(terms), *gradients]
 
     def _weight(self) -> Tensor:
-        return self.model.output_scale.new_tensor(self.elbo.kl_weight)
+        """The KL's, as a tensor, which is kept: making one takes longer than many an operation."""
+        if self._weights[0] != self.elbo.kl_weight:
+            value = self.elbo.kl_weight
+            self._weights = value, self.model.output_scale.new_tensor(value)
+        return self._weights[1]
 
     def _moving(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.guide.parameters() if parameter.requires_grad]
+        return [parameter for parameter in self._parameters if parameter.requires_grad]
 
     def _mean(self, values: Tensor) -> list[float]:
         """The mean over all processes, the same in each."""
