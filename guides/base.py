@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import TruncatedLogNormal
@@ -124,9 +125,10 @@ class GroupGuide(LocalPyroModule):
         for group in self._groups:
             yield group, families[key(group)]
 
-    def sample_units(self, site: str, name: str, family: nn.Module, **infer: Any) -> Tensor:
+    def sample_units(
+        self, site: str, name: str, law: TorchDistributionMixin, **infer: Any
+    ) -> Tensor:
         """A site with an event for every unit of the group ``name``; pruned ones pay no KL."""
-        law = family()
         if law.batch_shape:  # a joint law of all units pays for what the prior's mask leaves in
             law = self.support.law(name, law)
         options: Any = infer
@@ -139,7 +141,7 @@ class GroupGuide(LocalPyroModule):
         self.sample_units(
             f"{group.name}.rows",
             group.name,
-            family,
+            family(),
             local_reparameterisation=alone,
             by_example=by_example,
         )
@@ -147,7 +149,7 @@ class GroupGuide(LocalPyroModule):
     def sample_rest(self) -> None:
         """The sites that follow the rows: the input gate and the likelihood's latents."""
         if getattr(self, "input_gate", None) is not None:
-            self.sample_units("input.gate", "input", self.input_gate)
+            self.sample_units("input.gate", "input", self.input_gate())
         self.sample_likelihood()
 
     def sample_likelihood(self) -> None:

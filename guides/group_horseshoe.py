@@ -92,7 +92,7 @@ class GroupHorseshoe(HalfCauchyGuide):
 
     def sample_scales(self, name: str) -> None:
         pyro.sample(f"{name}.global_scale", self.global_family(name)())
-        self.sample_units(f"{name}.local_scale", name, self.local_family(name))
+        self.sample_units(f"{name}.local_scale", name, self.local_family(name)())
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         for group, family in self.layers():

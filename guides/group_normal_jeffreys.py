@@ -63,7 +63,7 @@ class GroupNormalJeffreys(GroupGuide):
         # A layer that is applied more than once sees one draw.
         alone = not any(group.shared for group in self._groups if group.name == name)
         by_example = alone and self.scale_draws == "example"
-        self.sample_units(f"{name}.scale", name, self.unit_scale(name), by_example=by_example)
+        self.sample_units(f"{name}.scale", name, self.unit_scale(name)(), by_example=by_example)
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         for group, family in self.layers():

@@ -72,17 +72,29 @@ class LogNormalNoise(Deterministic):
     def forward(self, *args: Any, **kwargs: Any) -> None:
         for group, family in self.layers():
             self.sample_rows(group, family)
-        for name, noise in self.families():
+        for name, law in self.laws().items():
             # A layer that is applied more than once sees one draw.
             alone = not any(group.shared for group in self._groups if group.name == name)
             by_example = alone and self.noise_draws == "example"
-            self.sample_units(f"{name}.noise", name, noise, by_example=by_example)
+            self.sample_units(f"{name}.noise", name, law, by_example=by_example)
         self.sample_likelihood()
 
     def families(self) -> Iterator[tuple[str, Noise]]:
         """The noise family of every group that has one, the input last."""
         for name, noise in self.noises.items():
             yield name.replace("/", "."), noise
+
+    def laws(self) -> dict[str, TruncatedLogNormal]:
+        """The noise of every group that has one, drawn together and with their KL together."""
+        families = dict(self.families())
+        if not families:
+            return {}
+        first, *_ = families.values()
+        loc = torch.cat([noise.noise_loc for noise in families.values()])
+        log_scale = torch.cat([noise.noise_log_scale for noise in families.values()])
+        whole = TruncatedLogNormal(loc, log_scale.exp(), first.low, first.high)
+        parts = whole.split([len(noise.noise_loc) for noise in families.values()])
+        return dict(zip(families, parts, strict=True))
 
     def noise(self) -> dict[str, TruncatedLogNormal]:
         return {

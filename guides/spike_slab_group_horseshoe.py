@@ -55,6 +55,6 @@ class SpikeSlabGroupHorseshoe(HalfCauchyGuide, SpikeSlabGuide):
         for group, family in self.layers():
             if group.prunable:
                 scale = self.local_family(group.name)
-                self.sample_units(f"{group.name}.local_scale", group.name, scale)
+                self.sample_units(f"{group.name}.local_scale", group.name, scale())
             self.sample_rows(group, family)
         self.sample_rest()

@@ -60,7 +60,7 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
         tau2 = self.tau2
         for group, family in self.layers():
             if group.prunable:
-                self.sample_units(f"{group.name}.tau2", group.name, tau2[key(group)])
+                self.sample_units(f"{group.name}.tau2", group.name, tau2[key(group)]())
             self.sample_rows(group, family)
         self.sample_rest()
 

@@ -174,9 +174,9 @@ def _kl_truncated_log_normal_log_uniform(p: TruncatedLogNormal, q: LogUniform) -
 
 def _kl_from_uniform(p: TruncatedNormal, low: Tensor, high: Tensor) -> Tensor:
     """log(high - low) - entropy of p; infinite where p reaches beyond [low, high]."""
-    kl = (high.double() - low.double()).log() - p.double_entropy()
     covered = (low <= p.low) & (p.high <= high)
-    return torch.where(covered, kl, math.inf).to(p.loc.dtype)
+    log_width = torch.where(covered, (high.double() - low.double()).log(), math.inf)
+    return (log_width - p.double_entropy()).to(p.loc.dtype)
 
 
 def _kl_inclusion(p_logits: Tensor, q_logits: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ __all__ = ["LogUniform", "TruncatedLogNormal", "TruncatedNormal"]
 _NODES = 48
 _DROP = 40.0  # the rule ends where the log density is this far below its maximum
 _TAIL = 5.0  # standardised distance from which samples are drawn in the tail's own scale
+_SLOPE = math.sqrt(math.pi / 2)  # erfcx(x / √2) times this is 1 over the hazard rate at x
 _FEW = 4096  # up to so many draws the tail is computed whether there is one or not
 
 
@@ -85,9 +87,32 @@ class TruncatedNormal(_Truncated):
     :raises ValueError: for bounds that are infinite or not in order.
     """
 
+    _shared: tuple[_Together, int] | None = None
+
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
         return constraints.interval(self.low, self.high)
+
+    def split(self, sizes: Sequence[int]) -> list[TruncatedNormal]:
+        """The laws of parts of the last batch axis, which are drawn and have their entropy together.
+
+        What one of them is asked for is computed for all: some hundred operations on a few numbers
+        take as long for one part as for all. A draw of a part is independent of its earlier ones.
+
+        :param sizes: of the parts; their sum is that of the axis.
+        """
+        together = _Together(self, tuple(sizes))
+        parts, start = [], 0
+        for index, size in enumerate(together.sizes):
+            values = [
+                getattr(self, name).narrow(-1, start, size)
+                for name in ("loc", "scale", "low", "high")
+            ]
+            part = TruncatedNormal(*values, validate_args=False)
+            part._shared = together, index
+            parts.append(part)
+            start += size
+        return parts
 
     @property
     def mean(self) -> Tensor:
@@ -103,9 +128,12 @@ class TruncatedNormal(_Truncated):
 
     def double_entropy(self) -> Tensor:
         """The entropy in float64, for differences that float32 would lose."""
-        mode, log_integral, mean, variance = self._moments()
-        energy = variance + mean * (mean + 2 * (mode - self.loc.double()))
-        return log_integral + energy / (2 * self.scale.double().square())
+        if self._shared is not None:
+            together, index = self._shared
+            return together.entropies[index]
+        parameters = (self.loc, self.scale, self.low, self.high)
+        entropy: Tensor = _Entropy.apply(*(value.double() for value in parameters))
+        return entropy
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -153,6 +181,9 @@ class TruncatedNormal(_Truncated):
         return sample + from_loc + from_scale
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        if self._shared is not None:
+            together, index = self._shared
+            return together.draw(index, torch.Size(sample_shape))
         shape = self._extended_shape(sample_shape)
         return self.icdf(torch.rand(shape, dtype=torch.float64, device=self.loc.device))
 
@@ -176,6 +207,25 @@ class TruncatedNormal(_Truncated):
         return -distance / (2 * self.scale.double().square())
 
 
+class _Together:
+    """What the parts of a law have in common, see :meth:`TruncatedNormal.split`."""
+
+    def __init__(self, whole: TruncatedNormal, sizes: tuple[int, ...]) -> None:
+        self._whole, self.sizes = whole, sizes
+        self._drawn: dict[tuple[torch.Size, int], Tensor] = {}
+
+    @functools.cached_property
+    def entropies(self) -> tuple[Tensor, ...]:
+        return self._whole.double_entropy().split(self.sizes, -1)
+
+    def draw(self, index: int, sample_shape: torch.Size) -> Tensor:
+        """A draw of one part that nobody has had; those of the others wait for them."""
+        if (sample_shape, index) not in self._drawn:
+            parts = self._whole.rsample(sample_shape).split(self.sizes, -1)
+            self._drawn |= {(sample_shape, number): part for number, part in enumerate(parts)}
+        return self._drawn.pop((sample_shape, index))
+
+
 class TruncatedLogNormal(_Truncated):
     r"""The law of :math:`\theta = e^x` for a :class:`TruncatedNormal` x.
 
@@ -197,10 +247,19 @@ class TruncatedLogNormal(_Truncated):
     def support(self) -> constraints.Constraint:
         return _exponential_interval(self.low, self.high)
 
-    @property
+    @functools.cached_property
     def log_distribution(self) -> TruncatedNormal:
         """The law of log θ."""
         return TruncatedNormal(self.loc, self.scale, self.low, self.high, validate_args=False)
+
+    def split(self, sizes: Sequence[int]) -> list[TruncatedLogNormal]:
+        """As :meth:`TruncatedNormal.split`."""
+        parts = []
+        for law in self.log_distribution.split(sizes):
+            part = TruncatedLogNormal(law.loc, law.scale, law.low, law.high, validate_args=False)
+            vars(part)["log_distribution"] = law
+            parts.append(part)
+        return parts
 
     def log_mean(self) -> Tensor:
         """log E θ, in float64."""
@@ -351,41 +410,59 @@ def _legendre(device: torch.device) -> tuple[Tensor, Tensor]:
     return tuple(rule.to(device).unbind())  # type: ignore[return-value]
 
 
-class _Moments(torch.autograd.Function):
-    """Integral and moments of a normal density on an interval, all relative to its mode there.
+class _Rule(NamedTuple):
+    """A normal density on an interval, relative to its mode c there; with r = x - c.
 
-    With c the mode and r = x - c: the mode, log of the integral of p(x) / p(c), the mean of r and
-    its variance. One node holds exp(-r (r + 2 (c - loc)) / (2 scale²)); differentiating that in loc
-    and scale multiplies it by r / scale² and r (r + 2 (c - loc)) / scale³, so that all
-    derivatives are central moments up to the fourth.
+    distance:     c - loc
+    log_integral: of p(x) / p(c)
+    mean:         of r
+    second:       central moments of r, like the third and the fourth
+    """
+
+    mode: Tensor
+    distance: Tensor
+    log_integral: Tensor
+    mean: Tensor
+    second: Tensor
+    third: Tensor
+    fourth: Tensor
+
+
+def _rule(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> _Rule:
+    """By quadrature: one node holds exp(-r (r + 2 (c - loc)) / (2 scale²))."""
+    mode = loc.clamp(low, high)
+    distance = mode - loc
+    slope = distance.abs().div_(scale)
+    # Root v of v²/2 + slope · v = _DROP: the standardised distance over which p falls by that.
+    reach = (scale * (2 * _DROP)).div_((slope.square() + 2 * _DROP).sqrt_().add_(slope))
+    left, right = torch.minimum(mode - low, reach), torch.minimum(high - mode, reach)
+    span = left + right
+    # Nodes are the first axis: sums over them then run along memory.
+    nodes, weights = (part.reshape(-1, *[1] * loc.dim()) for part in _legendre(loc.device))
+    offset = torch.addcmul(-left, span, nodes)
+    mass = (offset + 2 * distance).mul_(offset)
+    mass = mass.mul_(-0.5 / scale.square()).exp_().mul_(weights)
+    total = mass.sum(0)
+    log_integral = (span * total).log_()
+    mean = (mass * offset).sum(0).div_(total)
+    centred = offset.sub_(mean)
+    mass *= centred  # whose sum is 0
+    second, third, fourth = (mass.mul_(centred).sum(0).div_(total) for _ in range(3))
+    return _Rule(mode, distance, log_integral, mean, second, third, fourth)
+
+
+class _Moments(torch.autograd.Function):
+    """The mode, log integral, mean and variance of a rule.
+
+    Differentiating a node in loc and scale multiplies it by r / scale² and
+    r (r + 2 (c - loc)) / scale³, so that all derivatives are central moments up to the fourth.
     """
 
     @staticmethod
     def forward(
         ctx: Any, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, ...]:
-        mode = loc.clamp(low, high)
-        distance = mode - loc
-        slope = distance.abs() / scale
-        # Root v of v²/2 + slope · v = _DROP: the standardised distance over which p falls by that.
-        reach = scale * 2 * _DROP / (slope + (slope.square() + 2 * _DROP).sqrt())
-        left, right = torch.minimum(mode - low, reach), torch.minimum(high - mode, reach)
-        span = left + right
-        nodes, weights = _legendre(loc.device)
-        offset = torch.addcmul(-left.unsqueeze(-1), span.unsqueeze(-1), nodes)
-        mass = (offset + 2 * distance.unsqueeze(-1)).mul_(offset)
-        mass = mass.mul_((-0.5 / scale.square()).unsqueeze(-1)).exp_().mul_(weights)
-        total = mass.sum(-1)
-        mass /= total.unsqueeze(-1)
-        log_integral = span.log() + total.log()
-
-        mean = (mass * offset).sum(-1)
-        centred = offset.sub_(mean.unsqueeze(-1))
-        mass *= centred
-        third_weight = centred.square()
-        second = (mass * centred).sum(-1)
-        third = (mass * third_weight).sum(-1)
-        fourth = (mass * third_weight.mul_(centred)).sum(-1)
+        mode, distance, log_integral, mean, second, third, fourth = _rule(loc, scale, low, high)
         ctx.save_for_backward(scale, distance, mean, second, third, fourth)
         ctx.mark_non_differentiable(mode)
         return mode, log_integral, mean, second
@@ -406,6 +483,35 @@ class _Moments(torch.autograd.Function):
         return loc / scale.square(), of_scale / scale.pow(3), None, None
 
 
+class _Entropy(torch.autograd.Function):
+    """The entropy, log integral + E e / (2 scale²) with e = r (r + 2 (c - loc)).
+
+    Its derivatives are covariances with the scores: Cov(e, r) / (2 scale⁴) in loc and
+    Var(e) / (2 scale⁵) in scale. With k = mean + c - loc and central moments, they are
+    Cov(e, r) = third + 2 k second and Var(e) = fourth - second² + 4 k (third + k second).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        _, distance, log_integral, mean, second, third, fourth = _rule(loc, scale, low, high)
+        half_precision = 0.5 / scale.square()
+        from_loc = mean + distance
+        energy = torch.addcmul(second, from_loc + distance, mean)
+        ctx.save_for_backward(scale, half_precision, from_loc, second, third, fourth)
+        return log_integral.addcmul_(energy, half_precision)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scale, half_precision, from_loc, second, third, fourth = ctx.saved_tensors
+        moved = from_loc * second
+        covariance = torch.add(third, moved, alpha=2)
+        moved.add_(third).mul_(from_loc)
+        variance = torch.add(fourth, moved, alpha=4).addcmul_(second, second, value=-1)
+        factor = half_precision.square().mul_(gradient).mul_(2)
+        return covariance.mul_(factor), variance.mul_(factor).div_(scale), None, None
+
+
 def _moments(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     return _Moments.apply(*torch.broadcast_tensors(loc, scale, low, high))
 
@@ -419,53 +525,62 @@ def _truncated_quantile(
     from dt/da = (1 - p) φ(a)/φ(t) =: A and dt/db = p φ(b)/φ(t) =: B:
     dx/dloc = 1 - A - B and dx/dscale = t - a A - b B.
     """
-    a, b = (low - loc) / scale, (high - loc) / scale
     # Mirrored where the upper tail is nearer, so that Φ is only evaluated where it is precise.
-    mirrored = a + b > 0
-    a, b = torch.where(mirrored, -b, a), torch.where(mirrored, -a, b)
+    mirrored = low + high > 2 * loc
+    signed = torch.where(mirrored, -scale, scale)
+    far, near = torch.where(mirrored, high, low), torch.where(mirrored, low, high)
+    a, b = (far - loc).div_(signed), (near - loc).div_(signed)
     epsilon = torch.finfo(probability.dtype).eps / 2
     p = torch.where(mirrored, 1 - probability, probability).clamp(epsilon, 1 - epsilon)
+    q = 1 - p
 
     below = torch.special.ndtr(a)
     t = torch.special.ndtri(below + p * (torch.special.ndtr(b) - below)).clamp(a, b)
+    width = b - a
     distance = b - t
-    sample = torch.where(mirrored, loc - scale * t, loc + scale * t)
+    sample = torch.addcmul(loc, signed, t)
     in_tail = b < -_TAIL
     # Asking costs more than computing it for a few, and a step that asks cannot be recorded.
     if in_tail.numel() <= _FEW or in_tail.any():
         # Here t would round to b, or to infinity: the distance from b is what is known.
-        beyond = _tail_distance(a, b.clamp(max=-_TAIL), p).clamp(min=torch.zeros_like(b), max=b - a)
+        beyond = _tail_distance(b.clamp(max=-_TAIL).neg_(), width, q)
+        beyond = torch.minimum(beyond.clamp_(min=0), width)
         t, distance = torch.where(in_tail, b - beyond, t), torch.where(in_tail, beyond, distance)
-        near_bound = torch.where(mirrored, low + scale * beyond, high - scale * beyond)
-        sample = torch.where(in_tail, near_bound, sample)
+        sample = torch.where(in_tail, torch.addcmul(near, signed, beyond, value=-1), sample)
 
-    to_low = b - a - distance
-    by_a = (1 - p) * (0.5 * to_low * (to_low + 2 * a)).exp()
-    by_b = (p.log() + distance * (0.5 * distance - b)).exp()
-    by_loc = 1 - by_a - by_b
-    by_scale = t * by_loc + to_low * by_a - distance * by_b
+    to_low = width - distance
+    by_a = torch.add(a, to_low, alpha=0.5).mul_(to_low).exp_().mul_(q)
+    by_b = torch.sub(0.5 * distance, b).mul_(distance).exp_().mul_(p)
+    by_loc = (1 - by_a).sub_(by_b)
+    by_scale = (t * by_loc).addcmul_(to_low, by_a).addcmul_(distance, by_b, value=-1)
     return sample, by_loc, torch.where(mirrored, -by_scale, by_scale)
 
 
-def _tail_distance(a: Tensor, b: Tensor, p: Tensor) -> Tensor:
-    """Distance b - t of the p-quantile t in [a, b] for b ≤ -5, by Newton on the log tail.
+def _tail_distance(h: Tensor, width: Tensor, q: Tensor) -> Tensor:
+    """Distance v = b - t of a quantile t in [a, b] for b = -h ≤ -5, by Newton on the log tail.
 
-    With h = -b the log ratio of the tails beyond h + v and h is
+    The log ratio of the tails beyond h + v and h is
     -v (h + v/2) + log(erfcx((h + v)/√2) / erfcx(h/√2)); it is convex and nearly linear, and
-    Newton's method is at rounding error after four steps.
+    Newton's method is at rounding error after three steps.
+
+    :param h: how far the near end of the interval is from the location, standardised.
+    :param width: of the interval.
+    :param q: how probable it is to lie beyond the quantile, towards b.
     """
-    h, width = -b, b - a
     root = math.sqrt(0.5)
     at_h = torch.special.erfcx(h * root)
 
-    def log_tail_ratio(v: Tensor) -> tuple[Tensor, Tensor]:
-        """With erfcx((h + v)/√2)."""
-        beyond = torch.special.erfcx((h + v) * root)
-        return (beyond / at_h).log() - v * (h + 0.5 * v), beyond
+    def beyond(v: Tensor) -> Tensor:
+        return torch.special.erfcx((h + v).mul_(root))
 
-    target = -torch.log1p((1 - p) * torch.expm1(log_tail_ratio(width)[0]))
+    def exponent(v: Tensor) -> Tensor:
+        return torch.add(h, v, alpha=0.5).mul_(v)
+
+    ratio = (beyond(width) / at_h).log_().sub_(exponent(width))
+    target = torch.log1p(q * torch.expm1(ratio)).neg_()
     v = 2 * target / (h + (h.square() + 2 * target).sqrt())
-    for _ in range(4):
-        ratio, beyond = log_tail_ratio(v)
-        v = v + (target + ratio) * beyond * math.sqrt(math.pi / 2)
+    target = target - at_h.log()
+    for _ in range(3):
+        tail = beyond(v)
+        v = torch.addcmul(v, tail.log().add_(target).sub_(exponent(v)), tail, value=_SLOPE)
     return v
