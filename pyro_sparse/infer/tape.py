@@ -46,25 +46,37 @@ _IN_PLACE = {
     _aten.sqrt.default: (_aten.sqrt_.default, False),
 }  # fmt: skip
 """Operations that can write over their first argument; whether any other can be the first."""
+_FILLED = {
+    _aten.full_like.default, _aten.ones_like.default, _aten.zeros_like.default,
+    _aten.new_ones.default, _aten.new_zeros.default, _aten.new_full.default,
+}  # fmt: skip
+"""Read the shape and the type of their argument only."""
+_EMPTY = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default}
+"""Have no numbers yet."""
+_KEPT = 4096
+"""Most numbers of a result that is kept, rather than computed again in every run."""
 _WITH_NUMBERS = {*_IN_PLACE, *(operation for operation, _ in _IN_PLACE.values())}
 
 
 class Tape:
     """The operations of a function of tensors; see `record`."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self._constants = _prepare(graph)
+    def __init__(self, graph: fx.GraphModule, fixed: Iterable[Tensor] = ()) -> None:
+        self._constants = _prepare(graph, fixed)
         self._graph = graph
         self._run: Callable[..., Any] = type(graph).forward
 
     @classmethod
-    def record(cls, function: Function, *inputs: Tensor) -> tuple[Tape, Sequence[Tensor | None]]:
+    def record(
+        cls, function: Function, *inputs: Tensor, fixed: Iterable[Tensor] = ()
+    ) -> tuple[Tape, Sequence[Tensor | None]]:
         """The tape of a call, and what the call gave.
 
         Args:
             function: gives tensors, or None among them. Whatever tensors it reads beside its
                 arguments are constants of the tape, which sees what is written into them later.
             inputs: of the call; later ones have these shapes and types.
+            fixed: constants whose numbers stay, too: what follows from them is computed once.
 
         Raises:
             RuntimeError: the function looks at the numbers in a tensor.
@@ -78,7 +90,7 @@ class Tape:
 
         with torch.enable_grad():
             graph = make_fx(noted)(*inputs)
-        return cls(graph), [None if value is None else value.detach() for value in values]
+        return cls(graph, fixed), [None if value is None else value.detach() for value in values]
 
     def __len__(self) -> int:
         """The number of operations."""
@@ -91,10 +103,11 @@ class Tape:
         return values
 
 
-def _prepare(module: fx.GraphModule) -> list[Tensor]:
+def _prepare(module: fx.GraphModule, fixed: Iterable[Tensor]) -> list[Tensor]:
     """Make the graph quick to run: constants and numbers are arguments, calls are short.
 
-    What does nothing goes, and memory that nothing reads any more is written over.
+    What does nothing goes, what follows from fixed numbers is computed now, and memory that nothing
+    reads any more is written over.
 
     Returns:
         The constants, in the order of the arguments that follow the inputs.
@@ -102,6 +115,8 @@ def _prepare(module: fx.GraphModule) -> list[Tensor]:
     graph = module.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     kept: dict[fx.Node, Tensor] = {}
+    places = {value.untyped_storage().data_ptr() for value in fixed}
+    memory = _Memory(graph)
     for node in list(graph.nodes):
         if node.op == "get_attr":
             kept[node] = _attribute(module, node.target).detach()
@@ -109,6 +124,9 @@ def _prepare(module: fx.GraphModule) -> list[Tensor]:
             continue
         elif node.target in _VIEWS and len(node.all_input_nodes) == 1 and node.args[0] in kept:
             kept[node] = node.target(kept[node.args[0]], *node.args[1:], **node.kwargs)
+        elif memory.stays(node) and (value := _known(node, kept, places)) is not None:
+            kept[node] = value
+            places.add(value.untyped_storage().data_ptr())
         elif node.target in _SAME or (
             node.target in _VIEWS and _layout(node) == _layout(node.args[0]) is not None
         ):
@@ -145,19 +163,89 @@ def _prepare(module: fx.GraphModule) -> list[Tensor]:
     _reuse_memory(graph)
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            node.target = _short(node.target)
+            _shorten(node)
     graph.lint()
     module.recompile()
     return [value for value, used in zip(constants, read, strict=True) if used]
 
 
+class _Memory:
+    """Which memory the nodes of a graph show, and until when it is used."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._place = {node: number for number, node in enumerate(graph.nodes)}
+        self._shown: dict[fx.Node, set[fx.Node]] = {}  # the nodes that made what a node shows
+        self._last: dict[fx.Node, int] = {}
+        self._written: set[fx.Node] = set()
+        for node in graph.nodes:
+            makes = node.op != "call_function" or _makes_memory(node.target)
+            # What an operation may show, unless it says that it does not, is what it is given.
+            given = [self._shown[value] for value in node.all_input_nodes]
+            self._shown[node] = {node} if makes else set().union(*given)
+            for made in set().union(*given):
+                self._last[made] = self._place[node]
+            for value in _written_by(node):
+                self._written |= self._shown[value]
+
+    def stays(self, node: fx.Node) -> bool:
+        """Whether it is memory of its own that nobody writes to or is given."""
+        return self._shown[node] == {node} and node not in self._written
+
+    def free(self, node: fx.Node, at: fx.Node) -> bool:
+        """Whether it is memory of its own, for which a node is the last one."""
+        return (
+            node.op == "call_function"
+            and self._shown[node] == {node}
+            and self._last[node] <= self._place[at]
+        )
+
+
+def _written_by(node: fx.Node) -> list[fx.Node]:
+    """What a node writes to, or gives away."""
+    if node.op == "output":
+        return list(node.all_input_nodes)
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None:
+        return []
+    named = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+    named |= node.kwargs
+    written = [
+        named.get(argument.name)
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return [value for value in written if isinstance(value, fx.Node)]
+
+
+def _known(node: fx.Node, kept: dict[fx.Node, Tensor], places: set[int]) -> Tensor | None:
+    """A small result of an operation, where it is the same in every run."""
+    found, given = node.meta.get("tensor_meta"), node.all_input_nodes
+    if (
+        not isinstance(found, TensorMetadata)
+        or found.shape.numel() > _KEPT
+        or torch.Tag.nondeterministic_seeded in node.target.tags
+        or node.target in _EMPTY
+    ):
+        return None
+    values: dict[fx.Node, Tensor] = {}
+    for value in given:
+        if value in kept and kept[value].untyped_storage().data_ptr() in places:
+            values[value] = kept[value]
+        elif node.target in _FILLED and (layout := _layout(value)) is not None:
+            shape, dtype, stride = layout
+            values[value] = torch.empty_strided(shape, stride, dtype=dtype)
+        else:
+            return None
+    arguments, options = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    result: Tensor = node.target(*arguments, **options)
+    return result
+
+
 def _reuse_memory(graph: fx.Graph) -> None:
     """Write results over arguments that nothing reads any more, and that have the same shape."""
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    own = {node for node in calls if _makes_memory(node.target)}
-    for node in calls:
-        if node.target not in _IN_PLACE:
+    memory = _Memory(graph)
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in _IN_PLACE:
             continue
         operation, commutes = _IN_PLACE[node.target]
         first, *others = node.args
@@ -167,9 +255,9 @@ def _reuse_memory(graph: fx.Graph) -> None:
         for order in orders:
             target = order[0]
             if (
-                target in own
+                isinstance(target, fx.Node)
+                and memory.free(target, node)
                 and _layout(target) == _layout(node)
-                and all(user in own and place[user] <= place[node] for user in target.users)
                 and target not in order[1:]
             ):
                 node.target, node.args = operation, tuple(order)
@@ -183,12 +271,12 @@ def _layout(value: Any) -> Any:
 
 
 def _makes_memory(operation: Any) -> bool:
-    """Whether the one result of an operation is memory of its own."""
+    """Whether what an operation gives is memory of its own."""
     schema = getattr(operation, "_schema", None)
     if schema is None or operation in (_aten._unsafe_view.default, _aten._reshape_alias.default):
         return False  # the two are views that do not say so
     values = [*schema.arguments, *schema.returns]
-    return len(schema.returns) == 1 and all(value.alias_info is None for value in values)
+    return bool(schema.returns) and all(value.alias_info is None for value in values)
 
 
 def _attribute(module: Any, name: str) -> Tensor:
@@ -198,11 +286,29 @@ def _attribute(module: Any, name: str) -> Tensor:
     return value
 
 
-def _short(overload: Any) -> Any:
-    """The function that Python code calls for an operation, where there is one of this name.
+def _shorten(node: fx.Node) -> None:
+    """Call the function that Python code calls for an operation, where there is one.
 
-    It does the same, but understands its arguments a microsecond faster.
+    It does the same, but understands its arguments a microsecond or two faster.
     """
+    before, after = _layout(node.args[0]) if node.args else None, _layout(node)
+    if node.target == _aten.slice.Tensor and before and after and len(node.args) == 4:
+        value, dim, start, _ = node.args
+        start = range(before[0][dim])[start:].start
+        node.target, node.args = torch.narrow, (value, dim, start, after[0][dim])
+    elif (
+        node.target == _aten._to_copy.default
+        and set(node.kwargs) == {"dtype"}
+        and before
+        and before[1] != node.kwargs["dtype"]
+    ):
+        node.target = torch.Tensor.to
+    else:
+        node.target = _short(node.target)
+
+
+def _short(overload: Any) -> Any:
+    """The function for an operation that has its name."""
     name = overload._schema.name.partition("::")[2]
     homes = (torch._C._VariableFunctions, torch._C._nn, torch._C._linalg)  # type: ignore[attr-defined]
     for home in (torch.Tensor,) if name.endswith("_") or name in ("expand", "view") else homes:
@@ -276,7 +382,7 @@ class Taped:
             return values
         before = self._state()
         try:
-            tape, values = Tape.record(self._function, *inputs)
+            tape, values = Tape.record(self._function, *inputs, fixed=self._fixed())
         except Exception as error:  # whatever a model's Python may do while it is recorded
             self._give_up(f"{type(error).__name__}: {error}")
             self._restore(before)
@@ -324,6 +430,11 @@ class Taped:
 
     def _buffers(self) -> list[bytes | None]:
         return _digests(self._module.buffers())
+
+    def _fixed(self) -> list[Tensor]:
+        """Buffers that calls do not write to."""
+        buffers = enumerate(self._module.buffers())
+        return [value for number, value in buffers if number not in self._written]
 
     def _moving(self) -> list[Tensor]:
         buffers = enumerate(self._module.buffers())
