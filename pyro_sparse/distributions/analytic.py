@@ -265,7 +265,7 @@ class _StraightThrough(Function):
         scaled = noisy / temperature
         soft = torch.sigmoid(scaled)
         ctx.save_for_backward(soft, scaled, temperature)
-        return (noisy > 0).to(soft.dtype) if hard else soft
+        return noisy.gt_(0) if hard else soft  # in place, or two conversions were needed
 
     @staticmethod
     @once_differentiable

@@ -15,6 +15,8 @@ from .elbo import ELBO, _site_kl
 
 __all__ = ["Divergence", "broken_gradient", "broken_parameter", "broken_site", "gradient_sums"]
 
+_SMALL = 4096
+
 
 class Divergence(FloatingPointError):
     """Training left the finite numbers.
@@ -30,12 +32,16 @@ class Divergence(FloatingPointError):
 
 
 def gradient_sums(gradients: Iterable[Tensor | None]) -> list[Tensor]:
-    """A number for each gradient, finite only if all of its entries are.
+    """Numbers that are finite only if all entries of all gradients are.
 
+    Small gradients have one together: an operation takes microseconds, whatever its size.
     Sums cost 0.2 to 0.5 % of a step of a 784-400-400-10 network, 2-norms twice that, and maximum
     norms ten times.
     """
-    return [gradient.sum() for gradient in gradients if gradient is not None]
+    found = [gradient for gradient in gradients if gradient is not None]
+    small = [gradient.reshape(-1) for gradient in found if gradient.numel() <= _SMALL]
+    large = [gradient.sum() for gradient in found if gradient.numel() > _SMALL]
+    return [torch.cat(small).sum(), *large] if small else large
 
 
 def broken_parameter(guide: nn.Module) -> str | None:
