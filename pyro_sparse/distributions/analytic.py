@@ -17,6 +17,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.functional import logsigmoid
 
 __all__ = [
+    "factorised_rows_kl",
     "gate",
     "log_normal_gamma_kl",
     "normal_draw",
@@ -128,56 +129,117 @@ def tied_rows_kl(
     return value
 
 
-class _NormalKL(Function):
+class _HalfSquares(Function):
+    """½ precision · value², or its sums over rows."""
+
     @staticmethod
-    def forward(
-        ctx: Any, loc: Tensor, log_scale: Tensor, scale: Tensor, prior_scale: float, by_row: bool
-    ) -> Tensor:
-        precision, constant = prior_scale**-2, math.log(prior_scale) - 0.5
-        ctx.save_for_backward(loc, scale)
+    def forward(ctx: Any, value: Tensor, precision: float, by_row: bool) -> Tensor:
+        ctx.save_for_backward(value)
         ctx.precision, ctx.by_row = precision, by_row
-        if by_row:
-            value = _square_norms(loc).add_(_square_norms(scale)).mul_(0.5 * precision)
-            return value.sub_(log_scale.sum(-1)).add_(loc.shape[-1] * constant)
-        value = loc.square().addcmul_(scale, scale).mul_(0.5 * precision)
-        return value.sub_(log_scale).add_(constant)
+        squares = _square_norms(value) if by_row else value.square()
+        return squares.mul_(0.5 * precision)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        loc, scale = ctx.saved_tensors
-        if ctx.by_row:
-            gradient = gradient.unsqueeze(-1)
+        (value,) = ctx.saved_tensors
+        gradient = gradient if ctx.precision == 1 else gradient * ctx.precision
+        return value * (gradient.unsqueeze(-1) if ctx.by_row else gradient), None, None
+
+
+class _ScaleKL(Function):
+    """½ precision · σ² − log σ, or its sums over rows; remembers log σ only, which stays anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, log_scale: Tensor, precision: float, by_row: bool) -> Tensor:
+        ctx.save_for_backward(log_scale)
+        ctx.precision, ctx.by_row = precision, by_row
+        scale = log_scale.exp()
+        squares = _square_norms(scale) if by_row else scale.square_()
+        return squares.mul_(0.5 * precision).sub_(log_scale.sum(-1) if by_row else log_scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (log_scale,) = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1) if ctx.by_row else gradient
         scaled = gradient if ctx.precision == 1 else gradient * ctx.precision
-        by_loc = by_log_scale = None
-        if ctx.needs_input_grad[0]:
-            by_loc = loc * scaled
-        if ctx.needs_input_grad[1]:
-            by_log_scale = (scale * scaled).mul_(scale).sub_(gradient)
-        return by_loc, by_log_scale, None, None, None
+        return (2 * log_scale).exp_().mul_(scaled).sub_(gradient), None, None
 
 
-def normal_kl(
-    loc: Tensor, log_scale: Tensor, scale: Tensor, prior_scale: float, by_row: bool = False
-) -> Tensor:
+def normal_kl(loc: Tensor, log_scale: Tensor, prior_scale: float, by_row: bool = False) -> Tensor:
     r"""KL of every :math:`N(μ, σ²)` from :math:`N(0, s²)`, or its sums over rows.
 
     .. math:: \frac{σ² + μ²}{2 s²} − \tfrac12 − \log\frac{σ}{s}
 
+    The gradients in μ and in σ are made one after the other: both at once would be the most memory
+    that a step takes.
+
     :param loc: μ.
-    :param log_scale: log σ, of the same shape; the gradient in σ is this one's.
-    :param scale: σ.
+    :param log_scale: log σ, of the same shape.
     :param prior_scale: s.
     :param by_row: sum over the last axis.
     """
-    value: Tensor = _NormalKL.apply(loc, log_scale, scale, prior_scale, by_row)
+    precision, constant = prior_scale**-2, math.log(prior_scale) - 0.5
+    of_loc: Tensor = _HalfSquares.apply(loc, precision, by_row)
+    of_scale: Tensor = _ScaleKL.apply(log_scale, precision, by_row)
+    return (of_loc + of_scale).add_(loc.shape[-1] * constant if by_row else constant)
+
+
+class _FactorisedRowsKL(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, loc: Tensor, row_log_scale: Tensor, column_log_scale: Tensor, prior_scale: float
+    ) -> Tensor:
+        ctx.precision = prior_scale**-2
+        ctx.save_for_backward(loc, row_log_scale, column_log_scale)
+        variance = (2 * row_log_scale).exp_() @ (2 * column_log_scale).exp_()
+        value = _square_norms(loc).add_(variance.sum(-1)).mul_(0.5 * ctx.precision)
+        value.sub_(variance.log_().sum(-1), alpha=0.5)
+        return value.add_(loc.shape[-1] * (math.log(prior_scale) - 0.5))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        loc, row_log_scale, column_log_scale = ctx.saved_tensors
+        rows, columns = (2 * row_log_scale).exp_(), (2 * column_log_scale).exp_()
+        gradient = gradient.unsqueeze(-1)
+        # Twice the derivative in the variance, which is what log u and log v want.
+        by_variance = (rows @ columns).reciprocal_().neg_().add_(ctx.precision).mul_(gradient)
+        by_row = (by_variance @ columns.T).mul_(rows)
+        by_column = (rows.T @ by_variance).mul_(columns)
+        del by_variance
+        return loc * (gradient * ctx.precision), by_row, by_column, None
+
+
+def factorised_rows_kl(
+    loc: Tensor, row_log_scale: Tensor, column_log_scale: Tensor, prior_scale: float
+) -> Tensor:
+    r"""KL of rows :math:`N(μ_{ji}, σ_{ji}²)` from :math:`N(0, s²)`.
+
+    .. math:: σ_{ji}² = Σ_r u_{jr}² v_{ri}²
+
+    The variances are made again for the gradient, and not held until then.
+
+    :param loc: μ, ``(units, m)``.
+    :param row_log_scale: log u, ``(units, k)``.
+    :param column_log_scale: log v, ``(k, m)``.
+    :param prior_scale: s.
+    :returns: ``(units,)``.
+    """
+    value: Tensor = _FactorisedRowsKL.apply(loc, row_log_scale, column_log_scale, prior_scale)
     return value
 
 
 class _NormalDraw(Function):
     @staticmethod
-    def forward(ctx: Any, loc: Tensor, scale: Tensor, gate: Tensor | None, *logs: Tensor) -> Tensor:
-        draw = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device).mul_(scale).add_(loc)
+    def forward(ctx: Any, loc: Tensor, noise: Tensor, gate: Tensor | None, *logs: Tensor) -> Tensor:
+        # The scale is made here, where autograd does not keep it; the noise becomes the draw.
+        scale = logs[0].exp() if len(logs) == 1 else (logs[0].unsqueeze(-1) + logs[1]).exp_()
+        draw = noise.mul_(scale).add_(loc)
+        del scale
+        if gate is None:
+            ctx.mark_dirty(noise)
         ctx.save_for_backward(loc, draw, gate, *logs)
         return draw if gate is None else draw * gate.unsqueeze(-1)
 
@@ -202,15 +264,15 @@ class _NormalDraw(Function):
         return by_loc, None, by_gate, *by_logs
 
 
-def normal_draw(loc: Tensor, scale: Tensor, gate: Tensor | None, *logs: Tensor) -> Tensor:
+def normal_draw(loc: Tensor, noise: Tensor, gate: Tensor | None, *logs: Tensor) -> Tensor:
     r"""Draws :math:`z (μ + σ ε)`.
 
     :param loc: μ, of the shape of the draws ``(..., m)``.
-    :param scale: σ, broadcastable; its gradient is that of ``logs``.
+    :param noise: ε, standard normal, of the shape of the draws, which are written over it.
     :param gate: z, ``(...)``, or None for 1.
     :param logs: log σ; or log u ``(...)`` and log v ``(m,)`` where :math:`σ = u v`.
     """
-    value: Tensor = _NormalDraw.apply(loc, scale, gate, *logs)
+    value: Tensor = _NormalDraw.apply(loc, noise, gate, *logs)
     return value
 
 

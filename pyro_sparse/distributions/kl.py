@@ -32,6 +32,7 @@ from torch.distributions.kl import _kl_normal_normal as _kl_any_normals
 from torch.nn.functional import softplus
 
 from pyro_sparse.distributions.analytic import (
+    factorised_rows_kl,
     gate,
     log_normal_gamma_kl,
     normal_kl,
@@ -70,7 +71,7 @@ def _kl_relaxed_bernoulli_bernoulli(p: RelaxedBernoulli, q: Bernoulli) -> Tensor
 def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
     prior_scale = _centred_scale(q)
     if prior_scale is not None and p.batch_shape == q.batch_shape:
-        return normal_kl(p.loc, *_log_and_scale(p), prior_scale)
+        return normal_kl(p.loc, _log_scale(p), prior_scale)
     return _kl_any_normals(p, q)
 
 
@@ -80,8 +81,12 @@ def _kl_tied_normal_independent_normal(p: TiedNormal, q: Independent) -> Tensor:
     if normal is None:
         raise NotImplementedError(f"KL of a TiedNormal from {q!r}")
     prior_scale = _centred_scale(normal)
-    if p.rank is None and prior_scale is not None and p.batch_shape == q.batch_shape:
-        return tied_rows_kl(p.loc, p.row_log_scale, p.column_log_scale, prior_scale)
+    if prior_scale is not None and p.batch_shape == q.batch_shape:
+        parameters = p.loc, p.row_log_scale, p.column_log_scale
+        if p.rank is None:
+            return tied_rows_kl(*parameters, prior_scale)
+        if p.loc.dim() == 2:
+            return factorised_rows_kl(*parameters, prior_scale)
     size = p.event_shape[0]
     precision = _unexpanded(normal.scale).square().reciprocal()
     moment = p.variance + (p.loc - normal.loc).square()
@@ -192,7 +197,7 @@ def _kl_slabs(p: Distribution, q: Distribution) -> Tensor:
         return kl_divergence(p, q)
     prior_scale = _centred_scale(q_normal)
     if prior_scale is not None and p.batch_shape == q.batch_shape:
-        return normal_kl(p_normal.loc, *_log_and_scale(p_normal), prior_scale, by_row=True)
+        return normal_kl(p_normal.loc, _log_scale(p_normal), prior_scale, by_row=True)
     size = p.event_shape[0]
     precision = _unexpanded(q_normal.scale).square().reciprocal()
     moment = p_normal.scale.square() + (p_normal.loc - q_normal.loc).square()
@@ -200,9 +205,9 @@ def _kl_slabs(p: Distribution, q: Distribution) -> Tensor:
     return 0.5 * (_dot(moment, precision, size) - size) + log_ratio
 
 
-def _log_and_scale(p: Normal) -> tuple[Tensor, Tensor]:
-    log_scale = p.log_scale if isinstance(p, LogScaleNormal) else p.scale.log()
-    return log_scale, p.scale.detach()
+def _log_scale(p: Normal) -> Tensor:
+    log_scale: Tensor = p.log_scale if isinstance(p, LogScaleNormal) else p.scale.log()
+    return log_scale
 
 
 def _row_normal(distribution: Distribution) -> Normal | None:

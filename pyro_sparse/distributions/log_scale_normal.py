@@ -8,7 +8,6 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import Distribution, constraints
-from torch.distributions.utils import lazy_property
 
 from pyro_sparse.distributions.analytic import normal_draw
 
@@ -37,9 +36,9 @@ class LogScaleNormal(Normal):
         self.loc, self.log_scale = loc, log_scale
         Distribution.__init__(self, loc.shape, validate_args=validate_args)
 
-    @lazy_property
-    def scale(self) -> Tensor:
-        """σ."""
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]
+        """σ; made anew each time, as it takes as much memory as the weights."""
         return self.log_scale.exp()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LogScaleNormal:
@@ -50,7 +49,13 @@ class LogScaleNormal(Normal):
         new._validate_args = self._validate_args
         return new
 
-    def rsample(self, sample_shape: Any = torch.Size(), gate: Tensor | None = None) -> Tensor:
-        """A draw, each row of it multiplied by ``gate`` where given."""
+    def rsample(
+        self,
+        sample_shape: Any = torch.Size(),
+        gate: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """A draw, each row of it multiplied by ``gate`` where given; of ``noise`` where given."""
         loc = self.loc.expand(self._extended_shape(sample_shape))
-        return normal_draw(loc, self.scale.detach(), gate, self.log_scale)
+        noise = torch.randn_like(loc) if noise is None else noise
+        return normal_draw(loc, noise, gate, self.log_scale)

@@ -151,13 +151,18 @@ class TiedNormal(TorchDistribution):
             return self.event_shape[0] * self.row_log_scale + self.column_log_scale.sum()
         return 0.5 * self.variance.log().sum(-1)
 
-    def rsample(self, sample_shape: Any = torch.Size(), gate: Tensor | None = None) -> Tensor:
-        """A draw, each row of it multiplied by ``gate`` where given."""
+    def rsample(
+        self,
+        sample_shape: Any = torch.Size(),
+        gate: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """A draw, each row of it multiplied by ``gate`` where given; of ``noise`` where given."""
         loc = self.loc.expand(self._extended_shape(sample_shape))
+        noise = torch.randn_like(loc) if noise is None else noise
         if self.rank is None:
-            logs = self.row_log_scale, self.column_log_scale
-            return normal_draw(loc, self.scale.detach(), gate, *logs)
-        draw = torch.addcmul(loc, self.scale, torch.randn_like(loc))
+            return normal_draw(loc, noise, gate, self.row_log_scale, self.column_log_scale)
+        draw = torch.addcmul(loc, self.scale, noise)
         return draw if gate is None else draw * gate.unsqueeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class TruncatedNormal(_Truncated):
         return constraints.interval(self.low, self.high)
 
     def split(self, sizes: Sequence[int]) -> list[TruncatedNormal]:
-        """The laws of parts of the last batch axis, which are drawn and have their entropy together.
+        """Laws of parts of the last batch axis, which are drawn and have their entropy together.
 
         What one of them is asked for is computed for all: some hundred operations on a few numbers
         take as long for one part as for all. A draw of a part is independent of its earlier ones.
@@ -104,11 +104,9 @@ class TruncatedNormal(_Truncated):
         together = _Together(self, tuple(sizes))
         parts, start = [], 0
         for index, size in enumerate(together.sizes):
-            values = [
-                getattr(self, name).narrow(-1, start, size)
-                for name in ("loc", "scale", "low", "high")
-            ]
-            part = TruncatedNormal(*values, validate_args=False)
+            whole = self.loc, self.scale, self.low, self.high
+            loc, scale, low, high = (value.narrow(-1, start, size) for value in whole)
+            part = TruncatedNormal(loc, scale, low, high, validate_args=False)
             part._shared = together, index
             parts.append(part)
             start += size
@@ -257,7 +255,7 @@ class TruncatedLogNormal(_Truncated):
         parts = []
         for law in self.log_distribution.split(sizes):
             part = TruncatedLogNormal(law.loc, law.scale, law.low, law.high, validate_args=False)
-            vars(part)["log_distribution"] = law
+            part.log_distribution = law
             parts.append(part)
         return parts
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_sparse.modules import own_parameters
 
-from .elbo import ELBO, _site_kl
+from .elbo import ELBO
 
 __all__ = ["Divergence", "broken_gradient", "broken_parameter", "broken_site", "gradient_sums"]
 
@@ -66,14 +66,14 @@ def broken_site(elbo: ELBO, model: Any, guide: Any, x: Tensor, y: Tensor) -> str
     if not bool(x.isfinite().all()):
         return "the batch of inputs is not finite"
     with own_parameters(model, guide), pyro.validation_enabled(False):
-        model_sites, guide_sites = elbo._get_trace(model, guide, (x, y), {})
+        model_sites, _ = elbo._get_trace(model, guide, (x, y), {})
     for name, site in model_sites.items():
         terms: dict[str, Tensor] = {}
         if site["is_observed"]:
             terms["log-likelihood"] = site["fn"].log_prob(site["value"])
         else:
             terms["draw"] = site["value"]
-            terms["KL"] = _site_kl(site, guide_sites[name])
+            terms["KL"] = site["kl"]
         for term, value in terms.items():
             if not bool(value.isfinite().all()):
                 return f"the {term} of the site {name} is not finite"

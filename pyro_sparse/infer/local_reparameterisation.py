@@ -35,7 +35,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab, TiedNormal
+from pyro_sparse.distributions import (
+    LogScaleNormal,
+    RelaxedSpikeAndSlab,
+    SpikeAndSlab,
+    TiedNormal,
+)
 from pyro_sparse.precision import autocast_enabled
 
 __all__ = ["FullScale", "LocalReparameterisation", "RandomRows", "RowLaw", "TiedScale"]
@@ -46,13 +51,19 @@ _FEW = 4096
 
 @dataclass(frozen=True)
 class FullScale:
-    """A standard deviation a weight, ``(units, row length)``."""
+    """A standard deviation a weight, ``(units, row length)``.
 
-    scale: Tensor
+    value:       σ, or its log
+    logarithmic: whether it is the log
+    """
+
+    value: Tensor
+    logarithmic: bool = False
 
     def columns(self, columns: slice) -> Tensor:
         """Of some columns, ``(units, columns)``."""
-        return self.scale[:, columns]
+        part = self.value[:, columns]
+        return part.exp() if self.logarithmic else part
 
     def of_outputs(self, squares: Tensor, with_bias: bool) -> Tensor:
         """Of a layer's outputs, ``(examples, units)``.
@@ -60,7 +71,7 @@ class FullScale:
         :param squares: of the inputs.
         :param with_bias: whether the last column is the bias.
         """
-        variance, width = self.scale.square(), squares.shape[1]
+        variance, width = self.columns(slice(None)).square(), squares.shape[1]
         return _root(
             F.linear(squares, variance[:, :width], variance[:, width] if with_bias else None)
         )
@@ -102,13 +113,15 @@ class RowLaw:
     multiplier: r, ``(units,)``, ``(examples, units)`` or None
     examples:   rows of the inputs whose outputs are sampled
     sampled:    whether a layer's outputs were, so that its weights need no draw
+    noise:      ε of the draw of the whole matrix, where it was made before
     """
 
     loc: Tensor
     scale: FullScale | TiedScale | None
     multiplier: Tensor | None
-    examples: int
+    examples: int | None
     sampled: bool = False
+    noise: Tensor | None = None
     _pieces: dict[tuple[int, ...], tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
@@ -116,22 +129,31 @@ class RowLaw:
         """Whether every example has a multiplier of its own."""
         return self.multiplier is not None and self.multiplier.dim() == 2
 
+    def take_noise(self) -> Tensor | None:
+        """The noise, for the one draw that is made of it."""
+        noise, self.noise = self.noise, None
+        return noise
+
     @functools.cached_property
     def draw(self) -> Tensor:
         """Of the whole matrix; without the multiplier where every example has its own."""
         gate = None if self.by_example else self.multiplier
+        noise = self.take_noise()
         if isinstance(self.scale, TiedScale):
             law = TiedNormal.from_logs(self.loc, self.scale.rows, self.scale.lengths)
-            return law.rsample(gate=gate)
-        draw = self.part(slice(None))
+            return law.rsample(gate=gate, noise=noise)
+        if isinstance(self.scale, FullScale) and self.scale.logarithmic:
+            return LogScaleNormal(self.loc, self.scale.value).rsample(gate=gate, noise=noise)
+        draw = self.part(slice(None), noise)
         return draw if gate is None else draw * gate.unsqueeze(1)
 
-    def part(self, columns: slice) -> Tensor:
+    def part(self, columns: slice, noise: Tensor | None = None) -> Tensor:
         """A draw of some columns, without the multiplier."""
         loc = self.loc[:, columns]
         if self.scale is None:
             return loc
-        return torch.addcmul(loc, self.scale.columns(columns), torch.randn_like(loc))
+        noise = torch.randn_like(loc) if noise is None else noise
+        return torch.addcmul(loc, self.scale.columns(columns), noise)
 
     def pieces(self, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """The draw in parts, whose gradients are put together in one pass."""
@@ -165,7 +187,7 @@ class RandomRows(Tensor):
         rows: Tensor,
         scale: FullScale | TiedScale | None,
         multiplier: Tensor | None,
-        examples: int,
+        examples: int | None,
     ) -> RandomRows:
         """All rows; the arguments are those of :class:`RowLaw`."""
         return _shown(RowLaw(rows, scale, multiplier, examples), (0, rows.shape[1]))
@@ -187,7 +209,7 @@ class RandomRows(Tensor):
         """The same columns of rows that are multiplied by ``multiplier``, too."""
         law, own = self.law, self.law.multiplier
         product = multiplier if own is None else own * multiplier
-        other = RowLaw(law.loc, law.scale, product, law.examples)
+        other = RowLaw(law.loc, law.scale, product, law.examples, noise=law.take_noise())
         return _shown(other, self.columns, self.shape, self._piece)
 
     @property
@@ -342,6 +364,8 @@ def _multiply(left: Any, right: Any) -> Any:
             scale = FullScale(scale.columns(slice(*rows.columns)) * flat)
         loc = rows.loc.reshape(units, -1) * flat
         product = RandomRows.make(loc, scale, law.multiplier, law.examples)
+        if loc.shape == law.loc.shape:
+            product.law.noise = law.take_noise()
         return product.show(*product.columns, factor.shape)
     if not (law.by_example and rows.noise_on_units):
         return NotImplemented
@@ -387,7 +411,8 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
         rows = torch.cat([part.loc.reshape(len(rows), -1) for part in parts], 1)
         columns = [slice(*part.columns) for part in parts]
         if isinstance(scale, FullScale):
-            scale = FullScale(torch.cat([scale.columns(part) for part in columns], 1))
+            value = torch.cat([scale.value[:, part] for part in columns], 1)
+            scale = FullScale(value, scale.logarithmic)
         elif scale is not None:
             lengths = [scale.lengths[..., part] for part in columns]
             scale = TiedScale(scale.rows, torch.cat(lengths, -1))
@@ -402,7 +427,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
     elif scale is None:
         output = _PointLinear.apply(input, rows, multiplier)
     elif isinstance(scale, FullScale):
-        output = _FullLinear.apply(input, rows, scale.scale, multiplier)
+        output = _FullLinear.apply(input, rows, scale.value, scale.logarithmic, multiplier)
     elif scale.lengths.dim() == 1:
         output = _TiedLinear.apply(input, rows, scale.rows, scale.lengths, multiplier)
     else:
@@ -546,7 +571,15 @@ class _TiedLinear(_SampledLinear):
 
 class _FullLinear(_SampledLinear):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, scale: Tensor, gate: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rows: Tensor,
+        scale: Tensor,
+        logarithmic: bool,
+        gate: Tensor | None,
+    ) -> Tensor:
+        scale, ctx.logarithmic = scale.exp() if logarithmic else scale, logarithmic
         root = _SampledLinear.product(x.square(), scale.square())
         root = root.clamp_min_(torch.finfo(root.dtype).tiny).sqrt_()
         output = _SampledLinear.product(x, rows)
@@ -569,9 +602,10 @@ class _FullLinear(_SampledLinear):
         by_scale = None
         if ctx.needs_input_grad[2]:
             by_scale = _SampledLinear.by_rows(by_variance, x.square(), scale).mul_(scale)
+            by_scale = by_scale.mul_(scale) if ctx.logarithmic else by_scale
         if by_x is not None:
             by_x.addcmul_(by_variance.mm(scale[:, :width].square()), x)
-        return by_x, by_rows, by_scale, by_gate
+        return by_x, by_rows, by_scale, None, by_gate
 
 
 def _convolution(function: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -640,9 +674,12 @@ class LocalReparameterisation(Messenger):
     are noises on units, the noise; others once for the whole batch, by the guide's own law.
 
     :param examples: size of the batch. Linear layers on as many rows have their outputs sampled.
+        None: no outputs are sampled. Weights are put together from the noise where they are used,
+        and their gradients taken apart when those of the layers before are still to come, which
+        halves the memory for them.
     """
 
-    def __init__(self, examples: int) -> None:
+    def __init__(self, examples: int | None) -> None:
         super().__init__()
         self.examples = examples
 
@@ -650,9 +687,12 @@ class LocalReparameterisation(Messenger):
         infer = msg["infer"]
         if msg["value"] is not None:
             return
+        by_example = infer.get("by_example", False) and self.examples is not None
         if infer.get("local_reparameterisation"):
-            value = self._rows(msg["fn"], infer.get("by_example", False))
-        elif infer.get("by_example"):
+            value = self._rows(msg["fn"], by_example)
+            if value is not None and self.examples is None and value.law.scale is not None:
+                value.law.noise = torch.randn_like(value.law.loc)
+        elif by_example:
             draws = msg["fn"].rsample((self.examples,))
             one = torch.ones_like(draws[0]).unsqueeze(1)
             noise = RandomRows.make(one, None, draws, self.examples)
@@ -680,6 +720,9 @@ class LocalReparameterisation(Messenger):
             return RandomRows.make(law.loc, scale, multiplier, self.examples)
         if isinstance(law, Independent):
             law = law.base_dist
+        if isinstance(law, LogScaleNormal):
+            scale = FullScale(law.log_scale, logarithmic=True)
+            return RandomRows.make(law.loc, scale, multiplier, self.examples)
         if isinstance(law, Normal):
             return RandomRows.make(law.loc, FullScale(law.scale), multiplier, self.examples)
         if isinstance(law, Delta) and law.v.dim() == 2:

@@ -42,7 +42,9 @@ class FusedAdam(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         # A gradient scaler's, which leaves both to optimisers that can.
-        scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        scaling: dict[str, Any] = {
+            name: getattr(self, name, None) for name in ("grad_scale", "found_inf")
+        }
         for group in self.param_groups:
             lists: list[list[Tensor]] = [[] for _ in range(6)]
             self._init_group(group, *lists)

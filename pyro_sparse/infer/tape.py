@@ -178,13 +178,17 @@ class _Memory:
         self._last: dict[fx.Node, int] = {}
         self._written: set[fx.Node] = set()
         for node in graph.nodes:
-            makes = node.op != "call_function" or _makes_memory(node.target)
-            # What an operation may show, unless it says that it does not, is what it is given.
-            given = [self._shown[value] for value in node.all_input_nodes]
-            self._shown[node] = {node} if makes else set().union(*given)
-            for made in set().union(*given):
+            given = set().union(*(self._shown[value] for value in node.all_input_nodes))
+            for made in given:
                 self._last[made] = self._place[node]
-            for value in _written_by(node):
+            if node.op != "call_function" or _makes_memory(node.target):
+                self._shown[node] = {node}
+            else:
+                # What it says that it shows, or else all that it is given.
+                named = [self._shown[value] for value in _aliased(node)]
+                self._shown[node] = set().union(*named) if named else given
+            given_away = node.all_input_nodes if node.op == "output" else ()
+            for value in (*given_away, *_aliased(node, written=True)):
                 self._written |= self._shown[value]
 
     def stays(self, node: fx.Node) -> bool:
@@ -192,52 +196,53 @@ class _Memory:
         return self._shown[node] == {node} and node not in self._written
 
     def free(self, node: fx.Node, at: fx.Node) -> bool:
-        """Whether it is memory of its own, for which a node is the last one."""
+        """Whether it is all of some memory that the graph made, for which a node is the last."""
+        made, *others = self._shown[node]
         return (
-            node.op == "call_function"
-            and self._shown[node] == {node}
-            and self._last[node] <= self._place[at]
+            not others
+            and made.op == "call_function"
+            and _layout(made) == _layout(node) is not None
+            and self._last[made] <= self._place[at]
         )
 
 
-def _written_by(node: fx.Node) -> list[fx.Node]:
-    """What a node writes to, or gives away."""
-    if node.op == "output":
-        return list(node.all_input_nodes)
+def _aliased(node: fx.Node, *, written: bool = False) -> list[fx.Node]:
+    """The arguments that a node says that it shows, or writes to."""
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None:
         return []
     named = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
     named |= node.kwargs
-    written = [
+    found = [
         named.get(argument.name)
         for argument in schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
+        if argument.alias_info is not None and (argument.alias_info.is_write or not written)
     ]
-    return [value for value in written if isinstance(value, fx.Node)]
+    return [value for value in found if isinstance(value, fx.Node)]
 
 
 def _known(node: fx.Node, kept: dict[fx.Node, Tensor], places: set[int]) -> Tensor | None:
     """A small result of an operation, where it is the same in every run."""
+    operation: Any = node.target
     found, given = node.meta.get("tensor_meta"), node.all_input_nodes
     if (
         not isinstance(found, TensorMetadata)
         or found.shape.numel() > _KEPT
-        or torch.Tag.nondeterministic_seeded in node.target.tags
-        or node.target in _EMPTY
+        or torch.Tag.nondeterministic_seeded in operation.tags
+        or operation in _EMPTY
     ):
         return None
     values: dict[fx.Node, Tensor] = {}
     for value in given:
         if value in kept and kept[value].untyped_storage().data_ptr() in places:
             values[value] = kept[value]
-        elif node.target in _FILLED and (layout := _layout(value)) is not None:
+        elif operation in _FILLED and (layout := _layout(value)) is not None:
             shape, dtype, stride = layout
             values[value] = torch.empty_strided(shape, stride, dtype=dtype)
         else:
             return None
     arguments, options = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    result: Tensor = node.target(*arguments, **options)
+    result: Tensor = operation(*arguments, **options)
     return result
 
 
@@ -293,8 +298,9 @@ def _shorten(node: fx.Node) -> None:
     """
     before, after = _layout(node.args[0]) if node.args else None, _layout(node)
     if node.target == _aten.slice.Tensor and before and after and len(node.args) == 4:
-        value, dim, start, _ = node.args
-        start = range(before[0][dim])[start:].start
+        arguments: Any = node.args
+        value, dim, start, _ = arguments
+        start = range(before[0][dim])[start:].start  # which may count from the end
         node.target, node.args = torch.narrow, (value, dim, start, after[0][dim])
     elif (
         node.target == _aten._to_copy.default
@@ -340,6 +346,8 @@ class Taped:
         self._unused: set[Any] = set()  # tapes that have not run since they were trusted
         self._never: set[Any] = set()
         self._places: list[Any] = []
+        self._fixed: list[Tensor] = []  # the buffers whose numbers tapes have as constants
+        self._versions: list[int] = []
         self._written: set[int] = set()  # buffers that calls have written to, by number
         self.reason: str | None = None
 
@@ -365,6 +373,8 @@ class Taped:
         key = _kind(inputs)
         if self.reason is not None or key in self._never:
             return self._function(*inputs)
+        if self._tapes and self._versions != [value._version for value in self._fixed]:
+            self.doubt()
         tape = self._tapes.get(key)
         if tape is not None and key not in self._trusted:
             return self._compared(key, tape, inputs)
@@ -382,12 +392,15 @@ class Taped:
             return values
         before = self._state()
         try:
-            tape, values = Tape.record(self._function, *inputs, fixed=self._fixed())
+            numbered = enumerate(self._module.buffers())
+            fixed = [value for number, value in numbered if number not in self._written]
+            tape, values = Tape.record(self._function, *inputs, fixed=fixed)
         except Exception as error:  # whatever a model's Python may do while it is recorded
             self._give_up(f"{type(error).__name__}: {error}")
             self._restore(before)
             return self._function(*inputs)
         self._tapes[key], self._places = tape, self._where()
+        self._fixed, self._versions = fixed, [value._version for value in fixed]
         return values
 
     def _compared(self, key: Any, tape: Tape, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -428,22 +441,23 @@ class Taped:
         for value, kept in zip(self._moving(), buffers, strict=True):
             value.copy_(kept)
 
-    def _buffers(self) -> list[bytes | None]:
-        return _digests(self._module.buffers())
-
-    def _fixed(self) -> list[Tensor]:
-        """Buffers that calls do not write to."""
-        buffers = enumerate(self._module.buffers())
-        return [value for number, value in buffers if number not in self._written]
+    def _buffers(self) -> list[Any]:
+        """What tells whether a call writes to them: other numbers, or the same ones again."""
+        buffers = list(self._module.buffers())
+        return list(zip(_digests(buffers), (value._version for value in buffers), strict=True))
 
     def _moving(self) -> list[Tensor]:
         buffers = enumerate(self._module.buffers())
         return [value for number, value in buffers if number in self._written]
 
     def _where(self) -> list[Any]:
-        """The tensors that a tape has as constants, and their memory."""
+        """The tensors that a tape has as constants, their memory, and versions of their numbers."""
+        moving = {id(value) for value in (*self._module.parameters(), *self._moving())}
         tensors = [*self._module.parameters(), *self._module.buffers()]
-        return [(id(value), value.data_ptr()) for value in tensors]
+        return [
+            (id(value), value.data_ptr(), None if id(value) in moving else value._version)
+            for value in tensors
+        ]
 
 
 def _kind(inputs: Sequence[Tensor]) -> Any:

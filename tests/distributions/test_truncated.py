@@ -173,6 +173,59 @@ def test_gradients_of_statistics(case: tuple) -> None:
     assert torch.autograd.gradcheck(statistics, leaves, eps=1e-5, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", [TruncatedNormal, TruncatedLogNormal])
+class TestParts:
+    """Of a law of several groups, drawn and measured together."""
+
+    SIZES = (2, 1, 3)
+
+    def whole(self, family: type, leaves: list[Tensor]) -> TruncatedNormal:
+        return family(leaves[0], leaves[1].exp(), -20.0, 0.0)
+
+    def leaves(self) -> list[Tensor]:
+        return [double([-1.0, -0.1, -3.0, 0.0, 2.0, -19.0], True), double([-2.0] * 6, True)]
+
+    def test_have_the_laws_statistics(self, family: type) -> None:
+        leaves = self.leaves()
+        whole = self.whole(family, leaves)
+        parts = whole.split(self.SIZES)
+        assert [part.batch_shape for part in parts] == [(2,), (1,), (3,)]
+        value = whole.icdf(double([0.1, 0.4, 0.5, 0.6, 0.7, 0.9])).detach()
+        at = value.split(self.SIZES)
+        for together, apart in (
+            (whole.entropy(), [part.entropy() for part in parts]),
+            (whole.mean, [part.mean for part in parts]),
+            (whole.log_prob(value), [p.log_prob(v) for p, v in zip(parts, at, strict=True)]),
+        ):
+            torch.testing.assert_close(torch.cat(apart), together)
+            weights = torch.arange(1.0, 7.0)
+            gradients = [
+                torch.autograd.grad((weights * all_of_them).sum(), leaves, retain_graph=True)
+                for all_of_them in (torch.cat(apart), together)
+            ]
+            torch.testing.assert_close(*gradients)
+
+    def test_draws_are_the_laws_and_new_each_time(self, family: type) -> None:
+        torch.manual_seed(0)
+        leaves = self.leaves()
+        first, second, third = self.whole(family, leaves).split(self.SIZES)
+        draws = [third.rsample((500,)), third.rsample((500,)), third.rsample((500,))]
+        assert draws[0].shape == (500, 3)
+        for unit in range(3):
+            law = self.whole(family, leaves).split((3, 3))[1]
+            for draw in draws:
+                one = family(law.loc[unit].detach(), law.scale[unit].detach(), -20.0, 0.0)
+                assert stats.kstest(one.cdf(draw[:, unit].detach()), "uniform").pvalue > 1e-3
+        pair = torch.stack([draw[:, 0].detach() for draw in draws[:2]])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.2
+        # Whoever was not asked yet has a draw of another shape waiting for it, or of this one.
+        assert first.rsample().shape == (2,)
+        assert second.rsample((500,)).shape == (500, 1)
+        gradient = torch.autograd.grad(draws[2].sum(), leaves)
+        assert bool((gradient[0][3:] != 0).all())
+        assert bool((gradient[0][:3] == 0).all())
+
+
 def test_float32_is_finite_everywhere() -> None:
     loc, log_scale = torch.meshgrid(
         torch.linspace(-20, 5, 51), torch.linspace(-10, 5, 31), indexing="ij"

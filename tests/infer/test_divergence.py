@@ -97,6 +97,16 @@ class TestNames:
         gradient[0, :2] = torch.tensor([math.inf, -math.inf])
         assert not gradient_sums([gradient])[0].isfinite()
 
+    @pytest.mark.parametrize("broken", range(4))
+    def test_every_gradient_counts(self, broken):
+        """Small ones are summed together, large ones alone; a number, a matrix of either."""
+        gradients = [torch.randn(()), torch.randn(3, 4), torch.randn(7), torch.randn(70, 80)]
+        assert torch.stack(gradient_sums(gradients)).isfinite().all()
+        assert len(gradient_sums(gradients)) == 2
+        gradients[broken].view(-1)[-1] = math.nan
+        assert not torch.stack(gradient_sums(gradients)).isfinite().all()
+        assert gradient_sums([None]) == []
+
 
 class Forward(Batches):
     """Breaks once in the fifth batch of all, and never again."""

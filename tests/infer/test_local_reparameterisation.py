@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from pyro_sparse import guides, models, nets
 from pyro_sparse.infer import ELBO, LocalReparameterisation
-from pyro_sparse.infer.local_reparameterisation import FullScale, RandomRows, TiedScale
+from pyro_sparse.infer.local_reparameterisation import (
+    FullScale,
+    RandomRows,
+    TiedScale,
+    _noise_like,
+)
 from pyro_sparse.modules import own_parameters
 
 UNITS, LENGTH, EXAMPLES = 4, 6, 5
 
 
-@pytest.fixture(params=["tied", "rank", "full", "point"])
+@pytest.fixture(params=["tied", "rank", "full", "log", "point"])
 def rows(request) -> RandomRows:
     return make_rows(request.param, torch.float64, requires_grad=False)[0]
 
@@ -35,11 +40,14 @@ def make_rows(
         "tied": [leaf(UNITS), leaf(LENGTH)],
         "rank": [leaf(UNITS, 2), leaf(2, LENGTH)],
         "full": [leaf(UNITS, LENGTH)],
+        "log": [leaf(UNITS, LENGTH)],
         "point": [],
     }[kind]
     scale: FullScale | TiedScale | None = None
     if kind == "full":
         scale = FullScale(parameters[0].exp())
+    elif kind == "log":
+        scale = FullScale(parameters[0], logarithmic=True)
     elif parameters:
         scale = TiedScale(*parameters)
     return RandomRows.make(loc, scale, None, EXAMPLES), [loc, *parameters]
@@ -54,7 +62,7 @@ def moments(rows: RandomRows) -> tuple[Tensor, Tensor]:
             factors, lengths = factors.unsqueeze(1), lengths.unsqueeze(0)
         variance = (factors @ lengths)[:, slice(*rows.columns)].reshape(rows.shape)
     elif rows.law.scale is not None:
-        variance = rows.law.scale.scale[:, slice(*rows.columns)].square().reshape(rows.shape)
+        variance = rows.law.scale.columns(slice(*rows.columns)).square().reshape(rows.shape)
     factor = torch.ones(UNITS).double() if rows.law.multiplier is None else rows.law.multiplier
     factor = factor.reshape(-1, *[1] * (rows.dim() - 1))
     return rows.loc * factor, variance * factor.square()
@@ -213,7 +221,7 @@ class TestLinear:
         torch.testing.assert_close(F.conv2d(image, weight), F.conv2d(image, weight.draw()))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("kind", ["tied", "rank", "full", "point"])
+    @pytest.mark.parametrize("kind", ["tied", "rank", "full", "log", "point"])
     def test_gradients_are_finite_where_all_inputs_are_zero(self, kind, dtype):
         rows, leaves = make_rows(kind, dtype)
         x = torch.zeros(EXAMPLES, LENGTH, dtype=dtype, requires_grad=True)
@@ -224,7 +232,7 @@ class TestLinear:
 
     @pytest.mark.parametrize("gate", ["none", "batch", "example"])
     @pytest.mark.parametrize("bias", ["random", "none", "elsewhere"])
-    @pytest.mark.parametrize("kind", ["tied", "rank", "full", "point"])
+    @pytest.mark.parametrize("kind", ["tied", "rank", "full", "log", "point"])
     def test_gradients_are_those_of_the_formula(self, kind, bias, gate):
         """Also against autograd through the composition that mixed precision uses."""
         torch.manual_seed(0)
@@ -252,6 +260,27 @@ class TestLinear:
             composed = torch.autograd.grad(output().square().sum(), leaves)
         for one, other in zip(fused, composed, strict=True):
             assert (one - other).norm() < 0.05 * one.norm()
+
+
+@pytest.mark.parametrize(("examples", "units"), [(1, 1), (2, 7), (5, 4), (128, 100), (131, 99)])
+def test_noise_is_standard_normal_for_every_example(examples, units):
+    """Of many numbers a quarter are drawn; two examples at a unit have independent or opposite."""
+    torch.manual_seed(0)
+    like = torch.empty(examples, units).double()
+    draws = torch.stack([_noise_like(like) for _ in range(300)])
+    assert draws.shape == (300, examples, units)
+    assert abs(float(draws.mean())) < 4 / math.sqrt(300 * units)
+    assert float(draws.var(0).mean()) == pytest.approx(1, abs=5 / math.sqrt(300 * units))
+    one = draws[:, :, units // 2]
+    # As a law of numbers, too: the fourth moment of a normal one is 3.
+    assert float(one.square().square().mean()) == pytest.approx(3, abs=0.3 if units > 90 else 1.2)
+    if examples > 1:
+        correlations = torch.corrcoef(one.T)
+        others = correlations[~torch.eye(examples, dtype=torch.bool)]
+        opposite = others < -0.999
+        assert int(opposite.sum()) == 2 * (examples // 2)
+        # The largest of some thousand correlations of 300 independent pairs is 0.25 or so.
+        assert all(others[~opposite].abs() < 0.35)
 
 
 def sampled(model, guide, x, y, *, local: bool, count: int) -> tuple[Tensor, Tensor]:

@@ -96,6 +96,48 @@ class TestTape:
             assert equal(tape(x), function(x))
         assert equal(values, function(torch.ones(2, 3)))
 
+    def test_what_follows_from_fixed_numbers_is_computed_once(self):
+        fixed, other = torch.arange(3.0), torch.arange(3.0)
+
+        def function(x):
+            made = (fixed + 1).log().sum() + torch.zeros_like(x).sum()
+            return [x * made + (other + 1).log().sum(), (fixed + 1).exp()]
+
+        x = torch.arange(2.0)
+        expected = function(x)
+        tape, _ = Tape.record(function, x, fixed=[fixed])
+        assert equal(tape(x), expected)
+        tape(x)[1].zero_()  # what is given is the caller's
+        assert equal(tape(x), expected)
+        other += 1
+        assert equal(tape(x), function(x))
+        # The product and the sum; all of what is not fixed, and what is given away.
+        assert len(tape) == 2 + 3 + 1
+
+    def test_random_numbers_and_what_is_written_to_are_made_anew(self):
+        fixed = torch.zeros(3)
+
+        def function():
+            counter = fixed + 1
+            counter.mul_(torch.rand(3))
+            return [counter, torch.randn(3) + fixed, torch.empty(3).normal_()]
+
+        torch.manual_seed(0)
+        expected = [function() for _ in range(2)]
+        tape, _ = Tape.record(lambda x: function(), torch.ones(1), fixed=[fixed])
+        torch.manual_seed(0)
+        for values in expected:
+            assert equal(tape(torch.ones(1)), values)
+
+    @pytest.mark.parametrize("start", [1, -2, 0])
+    def test_slices_and_casts(self, start):
+        def function(x):
+            return [(2 * x)[:, start:].double() + 1, (2 * x)[start:, 1].to(torch.int64).float()]
+
+        x = torch.randn(3, 4)
+        tape, _ = Tape.record(function, x)
+        assert equal(tape(x), function(x))
+
     def test_looking_at_numbers_cannot_be_recorded(self):
         with pytest.raises(RuntimeError, match="value out of a tracing tensor"):
             Tape.record(lambda x: [x if float(x.sum()) > 0 else -x], torch.ones(3))
@@ -209,6 +251,26 @@ class TestTaped:
         assert ran[0] == 4  # once to see that it is wrong, and one of another tape
         module.load_state_dict(start)
         assert equal(values, numbers(module, module, 4))
+
+    def test_other_numbers_in_a_buffer_that_stayed_are_noticed(self, module, ran):
+        module.register_buffer("scale", torch.ones(3))
+        own = module.forward
+
+        def function(x):
+            loss, *others = own(x)
+            return [loss * (module.scale + 1).log().sum(), *others]
+
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+
+        def run(call):
+            module.load_state_dict(start)
+            before = numbers(module, call, 4)
+            module.scale += 1
+            return before + numbers(module, call, 4)
+
+        expected = run(function)
+        assert equal(run(Taped(function, module, after=1)), expected)
+        assert ran[0] == 2 + 2
 
     def test_doubt_records_anew_for_other_tensors(self, module, ran):
         taped = Taped(module, module, after=1)
