@@ -527,8 +527,8 @@ def peak_bytes(machine: Machine, prepare: Callable[[], Callable[[], Any]]) -> in
         for _ in range(3):
             call()
 
+    gc.collect()  # or what earlier cases left would be freed on the way
     if machine.device == "cuda":
-        gc.collect()  # or what earlier cases left would be freed on the way
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -325,8 +325,9 @@ class _StraightThrough(Function):
     def forward(ctx: Any, logits: Tensor, noise: Tensor, temperature: Tensor, hard: bool) -> Tensor:
         noisy = logits + noise
         scaled = noisy / temperature
-        soft = torch.sigmoid(scaled)
-        ctx.save_for_backward(soft, scaled, temperature)
+        moves = ctx.needs_input_grad[2]
+        soft = scaled.sigmoid() if moves else scaled.sigmoid_()
+        ctx.save_for_backward(soft, scaled if moves else None, temperature)
         return noisy.gt_(0) if hard else soft  # in place, or two conversions were needed
 
     @staticmethod

@@ -428,13 +428,9 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
         output = _PointLinear.apply(input, rows, multiplier)
     elif isinstance(scale, FullScale):
         output = _FullLinear.apply(input, rows, scale.value, scale.logarithmic, multiplier)
-    elif scale.lengths.dim() == 1:
-        output = _TiedLinear.apply(input, rows, scale.rows, scale.lengths, multiplier)
     else:
-        spread = scale.of_outputs(input.square(), of_rows)
-        output = _PointLinear.apply(input, rows, None)
-        output = torch.addcmul(output, spread, _noise_like(spread))
-        output = output if multiplier is None else output * multiplier
+        layer = _TiedLinear if scale.lengths.dim() == 1 else _FactorisedLinear
+        output = layer.apply(input, rows, scale.rows, scale.lengths, multiplier)
     return output if bias is None or of_rows else output + bias
 
 
@@ -566,6 +562,44 @@ class _TiedLinear(_SampledLinear):
             by_column_scale.mul_(columns)
         if by_x is not None:
             by_x.addcmul_(x * columns[: x.shape[1]], by_variance.unsqueeze(1))
+        return by_x, by_rows, by_row_scale, by_column_scale, by_gate
+
+
+class _FactorisedLinear(_SampledLinear):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rows: Tensor,
+        row_log_scale: Tensor,
+        column_log_scale: Tensor,
+        gate: Tensor | None,
+    ) -> Tensor:
+        of_rows, columns = (2 * row_log_scale).exp_(), (2 * column_log_scale).exp_()
+        terms = _SampledLinear.product(x.square(), columns)
+        root = terms.mm(of_rows.T)
+        root = root.clamp_min_(torch.finfo(root.dtype).tiny).sqrt_()
+        output = _SampledLinear.product(x, rows)
+        noise = _noise_like(output)
+        output.addcmul_(root, noise)
+        ctx.save_for_backward(
+            x, rows, of_rows, columns, terms, noise.div_(root),
+            gate, None if gate is None else output,
+        )  # fmt: skip
+        return output if gate is None else output * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, rows, of_rows, columns, terms, ratio, gate, output = ctx.saved_tensors
+        gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
+        by_x, by_rows = _SampledLinear.by_product(ctx, gradient, x, rows)
+        by_variance = gradient * ratio  # twice that of the variance
+        by_terms = by_variance.mm(of_rows)
+        by_row_scale = by_variance.T.mm(terms).mul_(of_rows)
+        by_column_scale = _SampledLinear.by_rows(by_terms, x.square(), columns).mul_(columns)
+        if by_x is not None:
+            by_x.addcmul_(by_terms.mm(columns[:, : x.shape[1]]), x)
         return by_x, by_rows, by_row_scale, by_column_scale, by_gate
 
 
