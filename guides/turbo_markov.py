@@ -10,7 +10,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import MarkovChain
+from pyro_sparse.distributions import MarkovChain, TiedNormal
+from pyro_sparse.distributions.analytic import square_norms
 from pyro_sparse.graph import Group
 from pyro_sparse.models import TurboMarkov as Model
 from pyro_sparse.models.turbo_markov import select
@@ -75,10 +76,10 @@ class Hierarchy(nn.Module):
         return _normaliser(prior_on, on) - _normaliser(prior_off, off)
 
     @torch.no_grad()
-    def update(self, second_moments: Tensor) -> None:
-        """q(s) and q(ρ | s) at their optimum given :math:`E w²`, ``(units, row length)``."""
+    def update(self, moments: Tensor) -> None:
+        """q(s) and q(ρ | s) at their optimum given the sums :math:`S`, of the shape of s."""
         model, group = self._model[0], self._group
-        self.moments.copy_(model.block_sums(second_moments))
+        self.moments.copy_(moments)
         chain = model.chain(group).condition(self.evidence())
         self.initial_logits.copy_(chain.initial_logits)
         self.transition_logits.copy_(chain.transition_logits)
@@ -125,6 +126,7 @@ class TurboMarkov(GroupGuide):
         self.update_every = update_every
         self._spread = model.spread
         self._blocks = model.block_size is not None
+        self._block_sums = model.block_sums
         self.make_rows(model, variance, initial_scale)
         self.hierarchies: Any = nn.ModuleDict()  # Hierarchy by group
         for group in self._groups:
@@ -139,13 +141,22 @@ class TurboMarkov(GroupGuide):
         slab = family.slab()
         return slab.mean.square() + slab.variance
 
+    def moments(self, family: GaussianRows) -> Tensor:
+        """:math:`S`, sums of :math:`E w²` over rows or blocks."""
+        if self._blocks:
+            return self._block_sums(self.second_moments(family))
+        slab: Any = family.slab()
+        if isinstance(slab, TiedNormal):
+            return slab.variance_sums() + square_norms(slab.loc)
+        return square_norms(slab.mean) + square_norms(slab.stddev)
+
     @torch.no_grad()
     def update(self) -> None:
         """q(s) and q(ρ | s) of every layer at their optimum given q(w)."""
         hierarchies = self.hierarchies
         for group, family in self.layers():
             if group.prunable:
-                hierarchies[key(group)].update(self.second_moments(family))
+                hierarchies[key(group)].update(self.moments(family))
 
     def reduced(self) -> None:
         """Pruned units are known to be out; their neighbours hear of it."""

@@ -23,6 +23,7 @@ __all__ = [
     "normal_draw",
     "normal_kl",
     "spike_and_slab_kl",
+    "square_norms",
     "straight_through",
     "tied_rows_kl",
 ]
@@ -165,6 +166,12 @@ class _ScaleKL(Function):
         gradient = gradient.unsqueeze(-1) if ctx.by_row else gradient
         scaled = gradient if ctx.precision == 1 else gradient * ctx.precision
         return (2 * log_scale).exp_().mul_(scaled).sub_(gradient), None, None
+
+
+def square_norms(rows: Tensor) -> Tensor:
+    """Sums of squares along rows ``(..., m)``."""
+    value: Tensor = _HalfSquares.apply(rows, 2.0, True)
+    return value
 
 
 def normal_kl(loc: Tensor, log_scale: Tensor, prior_scale: float, by_row: bool = False) -> Tensor:

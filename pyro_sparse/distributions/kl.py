@@ -37,6 +37,7 @@ from pyro_sparse.distributions.analytic import (
     log_normal_gamma_kl,
     normal_kl,
     spike_and_slab_kl,
+    square_norms,
     tied_rows_kl,
 )
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
@@ -89,9 +90,13 @@ def _kl_tied_normal_independent_normal(p: TiedNormal, q: Independent) -> Tensor:
             return factorised_rows_kl(*parameters, prior_scale)
     size = p.event_shape[0]
     precision = _unexpanded(normal.scale).square().reciprocal()
-    moment = p.variance + (p.loc - normal.loc).square()
-    log_scale = p.log_scale_sums()
-    return 0.5 * (_dot(moment, precision, size) - size) + _log_sum(normal.scale) - log_scale
+    error, log_scale = p.loc - normal.loc, p.log_scale_sums()
+    if precision.shape[-1] == 1:
+        # One scale for a row: sums of its variances and squares, without a matrix of either.
+        moment = (p.variance_sums() + square_norms(error)) * precision.squeeze(-1)
+    else:
+        moment = _dot(p.variance + error.square(), precision, size)
+    return 0.5 * (moment - size) + _log_sum(normal.scale) - log_scale
 
 
 @register_kl(TiedNormal, TiedNormal)

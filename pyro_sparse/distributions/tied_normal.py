@@ -145,6 +145,12 @@ class TiedNormal(TorchDistribution):
             return self.scale.square()
         return self.row_scale.square() @ self.column_scale.square()
 
+    def variance_sums(self) -> Tensor:
+        """Row sums of σ², shape (...)."""
+        columns = (2 * self.column_log_scale).exp().sum(-1)
+        rows = (2 * self.row_log_scale).exp()
+        return rows * columns if self.rank is None else rows @ columns
+
     def log_scale_sums(self) -> Tensor:
         """Row sums of log σ, shape (...)."""
         if self.rank is None:

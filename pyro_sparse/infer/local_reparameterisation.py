@@ -435,24 +435,31 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # named as F.lin
 
 
 def _noise_like(output: Tensor) -> Tensor:
-    """Standard normal noise, of which each number serves several examples.
+    """Standard normal noise, of which the second half is the first with opposite signs.
 
-    Two with opposite signs; where there are many numbers, two more with another unit's. An
-    example's noise has the law it had, different examples' at one unit are independent or opposite,
-    and the sum over examples has the same expectation, for a quarter of the random numbers, all of
-    which would take a tenth of a dense step. The gradient's variance is no larger.
+    See `_fill`: an example's noise has the law it had, that of different examples at one unit is
+    independent or opposite, and the sum over examples has the same expectation, for an eighth of
+    the random numbers, all of which would take a tenth of a dense step. The gradient's variance is
+    no larger.
     """
-    examples, units = output.shape
-    half = (examples + 1) // 2
-    drawn = (half + 1) // 2 if units > 1 and half * units > _FEW else half
     noise = torch.empty_like(output)
-    noise[:drawn].normal_()
-    if drawn < half:
-        middle, again = units // 2, half - drawn
-        noise[drawn:half, middle:] = noise[:again, : units - middle]
-        noise[drawn:half, :middle] = noise[:again, units - middle :]
-    torch.neg(noise[: examples - half], out=noise[half:])
+    half = (len(output) + 1) // 2
+    _fill(noise[:half])
+    torch.neg(noise[: len(output) - half], out=noise[half:])
     return noise
+
+
+def _fill(noise: Tensor) -> None:
+    """Standard normal noise; of many numbers, each serves four examples, at another unit each."""
+    examples, units = noise.shape
+    served = min(4, units) if noise.numel() > _FEW else 1
+    drawn = -(-examples // served)
+    noise[:drawn].normal_()
+    for number in range(1, served):
+        again = noise[number * drawn : (number + 1) * drawn]
+        shift, first = number * units // served, noise[: len(again)]
+        again[:, shift:] = first[:, : units - shift]
+        again[:, :shift] = first[:, units - shift :]
 
 
 class _SampledLinear(Function):
@@ -538,8 +545,16 @@ class _TiedLinear(_SampledLinear):
             variance = torch.addmv(columns[width:], squares, columns[:width])
         scale = _root(variance)
         output = _SampledLinear.product(x, rows)
-        noise = _noise_like(output).mul_(row_log_scale.exp())
-        output.addcmul_(scale.unsqueeze(1), noise)
+        if len(x) % 2:
+            noise = _noise_like(output).unsqueeze(0)
+        else:
+            # The second half's sign is that of its scale, here and in all gradients.
+            noise = output.new_empty(1, len(x) // 2, output.shape[1])
+            _fill(noise[0])
+            scale[len(x) // 2 :].neg_()
+        noise.mul_(row_log_scale.exp())
+        parts = len(x) // noise.shape[1]
+        output.view(parts, *noise.shape[1:]).addcmul_(scale.view(parts, -1, 1), noise)
         ctx.save_for_backward(
             x, squares, rows, columns, scale, noise, gate, None if gate is None else output
         )
@@ -551,7 +566,8 @@ class _TiedLinear(_SampledLinear):
         x, squares, rows, columns, scale, noise, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
         by_x, by_rows = _SampledLinear.by_product(ctx, gradient, x, rows)
-        moved = noise * gradient  # by the scale, and, times it, by log u
+        # By the scale, and, times it, by log u.
+        moved = (noise * gradient.reshape(-1, *noise.shape[1:])).view(gradient.shape)
         by_variance = moved.sum(1).div_(scale)  # twice that
         by_row_scale = moved.T.mv(scale)
         by_column_scale = None

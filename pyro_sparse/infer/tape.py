@@ -196,10 +196,16 @@ class _Memory:
         return self._shown[node] == {node} and node not in self._written
 
     def free(self, node: fx.Node, at: fx.Node) -> bool:
-        """Whether it is all of some memory that the graph made, for which a node is the last."""
+        """Whether it is all of some memory that the graph made, which a node is the last to read.
+
+        That node must see it in this way only: of a matrix and its transpose it cannot write over
+        either.
+        """
         made, *others = self._shown[node]
+        seen = [value for value in at.all_input_nodes if made in self._shown[value]]
         return (
             not others
+            and seen == [node]
             and made.op == "call_function"
             and _layout(made) == _layout(node) is not None
             and self._last[made] <= self._place[at]

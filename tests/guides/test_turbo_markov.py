@@ -109,7 +109,7 @@ def test_each_update_raises_the_bound(block_size):
     # q(ρ | s) first, q(s) as it was.
     hierarchy.moments.copy_(model.block_sums(moments))
     values.append(bound())
-    hierarchy.update(moments)
+    hierarchy.update(model.block_sums(moments))
     values.append(bound())
     assert values[0] < values[1] < values[2]
 

@@ -96,6 +96,31 @@ class TestTape:
             assert equal(tape(x), function(x))
         assert equal(values, function(torch.ones(2, 3)))
 
+    def test_a_matrix_is_not_written_over_while_its_transpose_is_read(self):
+        def function(x):
+            square = x @ x.T
+            flat = (2 * x).reshape(-1)
+            return [square + square.T, square.T - square, flat.mul_(3) + flat]
+
+        for make in (torch.ones, torch.randn):
+            x = make(3, 3)
+            tape, _ = Tape.record(function, x)
+            assert equal(tape(x), function(x))
+
+    def test_what_is_left_of_several_views_is_written_over(self):
+        """As the gradient of a layer's weight and bias, which lie in one matrix."""
+
+        def function(x):
+            rows = torch.empty(3, 4)
+            torch.mm(x, x.T, out=rows[:, :3])
+            torch.sum(x, 1, out=rows[:, 3])
+            return [rows.mul_(2) + torch.full((3, 4), 5.0).exp()]
+
+        x = torch.randn(3, 5)
+        tape, _ = Tape.record(function, x)
+        assert equal(tape(x), function(x))
+        assert "add_" in tape._graph.code
+
     def test_what_follows_from_fixed_numbers_is_computed_once(self):
         fixed, other = torch.arange(3.0), torch.arange(3.0)
 
