@@ -363,8 +363,8 @@ class _Compaction:
                 setattr(self.traced.get_submodule(owner), leaf, _own(self.small, str(node.target)))
         for path, names in layers_of_functions(self.traced).items():
             layer = self.traced.get_submodule(path)
-            for leaf, name in zip(("weight", "bias"), names, strict=True):
-                if name in self.tensors:
+            for leaf, name in names.items():
+                if name in self.tensors or leaf in layer._buffers:
                     setattr(layer, leaf, _own(self.small, name))
             self.changed = True
 

@@ -388,6 +388,15 @@ def function_of_parameters(step: Step) -> Value:
     )
 
 
+@rule(F.batch_norm)
+def batch_norm_of_parameters(step: Step) -> Value:
+    """The same of a batch normalisation."""
+    raise Unsupported(
+        f"{step} is not behind a linear layer or convolution, or takes a scale and shift that are "
+        "not parameters named 'weight' and 'bias', or no running statistics"
+    )
+
+
 @rule(nn.Embedding)
 def embedding(step: Step) -> Value:
     """Writes units along the last dimension."""

@@ -127,6 +127,59 @@ def test_other_functions(tmp_path):
     assert prunable == {"conv2d"}
 
 
+class Normed(nn.Module):
+    """A batch normalisation of its own making behind a layer; σ(0) = ½ has to be folded."""
+
+    LAYERS = {"linear": (2, nn.Linear), "conv1d": (3, nn.Conv1d), "conv2d": (4, nn.Conv2d)}
+
+    def __init__(self, kind, size=6, training=False, activation=None):
+        super().__init__()
+        self.dims, layer = self.LAYERS[kind]
+        self.layer = layer(3, size) if kind == "linear" else layer(3, size, 3, padding=1)
+        self.norm_weight = nn.Parameter(torch.rand(size) + 0.5)
+        self.norm_bias = nn.Parameter(torch.randn(size))
+        self.register_buffer("mean", torch.randn(size))
+        self.register_buffer("variance", torch.rand(size) + 0.5)
+        self.always, self.activation = training, activation
+        self.out = nn.Linear(size, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        x = F.batch_norm(
+            x if self.activation is None else self.activation(x),
+            self.mean,
+            self.variance,
+            self.norm_weight,
+            bias=self.norm_bias,
+            training=self.always or self.training,
+            eps=1e-3,
+        ).sigmoid()
+        return self.out(x.flatten(2).mean(2) if self.dims > 2 else x)
+
+
+@pytest.mark.parametrize("kind", Normed.LAYERS)
+def test_batch_normalisations(kind, tmp_path):
+    net = Normed(kind)
+    x = torch.randn(4, 3, *[5] * (net.dims - 2))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    graph = check(net, x, tmp_path)
+    assert graph["layer"].prunable
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    model = models.SpikeSlabGaussian(net, x, num_data=10)
+    posterior = Posterior(model, guides.for_model(model))
+    keep = {"layer": torch.arange(6) % 2 == 0}
+    folded = compact(posterior, keep, fold=True)
+    assert not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in folded.modules())
+    torch.testing.assert_close(folded(x), posterior.masked(x, keep).detach())
+
+
+@pytest.mark.parametrize("options", [{"training": True}, {"activation": nn.ReLU()}])
+def test_batch_normalisations_that_stay(options):
+    group = groups(Normed("conv2d", **options), torch.zeros(2, 3, 5, 5))["layer"]
+    assert "running statistics" in group.reason
+
+
 def test_a_weight_that_is_used_twice(tmp_path):
     graph = check(Twice(), torch.randn(4, 5), tmp_path)
     assert graph["first"].shared

@@ -106,7 +106,9 @@ def test_out_of_distribution():
     assert scores["auroc_mutual_information"] > 0.7
     torch.manual_seed(0)
     same = posterior.out_of_distribution(x, x, num_samples=20)
-    assert same == pytest.approx({"auroc_entropy": 0.5, "auroc_mutual_information": 0.5})
+    # Of the same scores but for rounding, which depends on where in memory a batch lies.
+    half = {"auroc_entropy": 0.5, "auroc_mutual_information": 0.5}
+    assert same == pytest.approx(half, abs=2e-3)
 
 
 def test_reliability_diagram():
