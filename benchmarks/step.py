@@ -369,10 +369,10 @@ def steps(machine: Machine) -> None:
             }
             if machine.device == "cuda":
                 rounds, repeats = 5, 5
-            elif spec == MLP and batch == 128:
-                rounds, repeats = 11, 3
+            elif spec == MLP:
+                rounds, repeats = (31, 3) if batch == 128 else (15, 1)
             else:
-                rounds, repeats = 5 if spec == MLP else 3, 1
+                rounds, repeats = 3, 1
             times = interleaved(machine, calls, rounds, repeats)
             rows = []
             for label, found in times.items():
