@@ -29,9 +29,11 @@ ARGUMENTS = {
     ),
 }
 STATISTICS = ("running_mean", "running_var")
-NORMS = {
+NORMS: dict[Any, Any] = {
     nn.Linear: nn.BatchNorm1d,
-    **{nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d},
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
 }
 """The batch normalisation behind a layer."""
 MADE = "layers_of_functions"
@@ -48,10 +50,10 @@ def with_layers(traced: fx.GraphModule) -> fx.GraphModule:
     made: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
     for node in list(traced.graph.nodes):
-        names = ARGUMENTS.get(node.target) if node.op == "call_function" else None
-        if names is None:
+        arguments = ARGUMENTS.get(node.target) if node.op == "call_function" else None
+        if arguments is None:
             continue
-        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        given: dict[str, Any] = dict(zip(arguments, node.args, strict=False)) | node.kwargs
         inputs, weight, bias = (given.pop(name, None) for name in ("input", "weight", "bias"))
         sources = {"weight": weight, "bias": bias}
         if node.target is F.batch_norm:
@@ -66,14 +68,14 @@ def with_layers(traced: fx.GraphModule) -> fx.GraphModule:
             continue
         name = names["weight"]
         stem = name.removesuffix("weight") + node.target.__name__
-        # One layer for all calls with the same settings: its parameters are shared.
-        path = stem
-        while path in settings and settings[path] != given:
+        # One layer for all calls with the same settings and tensors, which are shared.
+        path, setting = stem, (given, names)
+        while path in settings and settings[path] != setting:
             path += "_"
         if path not in settings:
             if _taken(traced, path):
                 continue
-            settings[path] = given
+            settings[path] = setting
             made[path] = names
             traced.add_submodule(path, layer)
         node.op, node.target, node.args, node.kwargs = "call_module", path, (inputs,), {}
