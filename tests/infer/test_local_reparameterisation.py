@@ -177,20 +177,22 @@ class TestOperations:
 
 
 class TestLinear:
+    @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES + 1])
     @pytest.mark.parametrize("multiplied", [False, True])
     @pytest.mark.parametrize("bias", ["random", "fixed", "none"])
-    def test_samples_outputs(self, rows, bias, multiplied):
+    def test_samples_outputs(self, rows, bias, multiplied, examples):
+        rows.law.examples = examples
         factor = torch.rand(UNITS, 1).double() if multiplied else torch.ones(UNITS, 1).double()
         given = rows * factor if multiplied else rows
         weight, random_bias = given[:, :-1], given[:, -1]
         fixed = torch.randn(UNITS).double()
-        x = torch.randn(EXAMPLES, LENGTH - 1).double()
+        x = torch.randn(examples, LENGTH - 1).double()
         passed = {"random": random_bias, "fixed": fixed, "none": None}[bias]
         torch.manual_seed(0)
         output = F.linear(x, weight, bias=passed)
         torch.manual_seed(0)
-        noise = torch.randn_like(output[: (EXAMPLES + 1) // 2])
-        noise = torch.cat([noise, -noise])[:EXAMPLES]
+        noise = torch.randn_like(output[: (examples + 1) // 2])
+        noise = torch.cat([noise, -noise])[:examples]
         loc, variance = moments(rows)
         mean, spread = x @ loc[:, :-1].T, x.square() @ variance[:, :-1].T
         if bias == "random":
@@ -233,23 +235,24 @@ class TestLinear:
     @pytest.mark.parametrize("gate", ["none", "batch", "example"])
     @pytest.mark.parametrize("bias", ["random", "none", "elsewhere"])
     @pytest.mark.parametrize("kind", ["tied", "rank", "full", "log", "point"])
-    def test_gradients_are_those_of_the_formula(self, kind, bias, gate):
+    @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES + 1])
+    def test_gradients_are_those_of_the_formula(self, examples, kind, bias, gate):
         """Also against autograd through the composition that mixed precision uses."""
         torch.manual_seed(0)
         rows, leaves = make_rows(kind, torch.float64)
         width = LENGTH if bias == "none" else LENGTH - 1
-        x = torch.randn(EXAMPLES, width).double().requires_grad_()
+        x = torch.randn(examples, width).double().requires_grad_()
         leaves = [x, *leaves]
         multiplier = None
         if gate != "none":
-            shape = (UNITS,) if gate == "batch" else (EXAMPLES, UNITS)
+            shape = (UNITS,) if gate == "batch" else (examples, UNITS)
             multiplier = torch.randn(shape).double().requires_grad_()
             leaves.append(multiplier)
 
         def output(*_: Tensor) -> Tensor:
             torch.manual_seed(1)
             scale = FullScale(leaves[2].exp()) if kind == "full" else rows.law.scale
-            fresh = RandomRows.make(rows.law.loc, scale, multiplier, EXAMPLES)
+            fresh = RandomRows.make(rows.law.loc, scale, multiplier, examples)
             if bias == "elsewhere":  # rows of a layer that lie behind another's
                 return F.linear(x, fresh[:, 1:], fresh[:, 0])
             return F.linear(x, fresh[:, :width], fresh[:, width] if bias == "random" else None)

@@ -1,5 +1,6 @@
 """Steps from tapes: the same numbers as steps, to the bit, or none."""
 
+import gc
 import logging
 
 import pytest
@@ -327,6 +328,26 @@ def trained(build, *, epochs=10, tape=True, **options):
         del entry["seconds"]
     tensors = {**model.state_dict(), **guide.state_dict()}
     return run.history, {name: value.clone() for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("variance", ["tied", "rank-2", "full"])
+@pytest.mark.parametrize("local", [False, True])
+def test_a_recording_leaves_no_numbers_behind(variance, local):
+    """Torch never frees what a node of the recorded backward pass keeps that is not run."""
+
+    def alive(tape: bool) -> int:
+        """How many tensors of the size of a layer's rows there are after a fit."""
+        model, guide, loader = problem("SpikeSlabGaussian", variance=variance)
+        infer.fit(
+            model, guide, loader, epochs=8, progress=False, tape=tape,
+            local_reparameterisation=local,
+        )  # fmt: skip
+        gc.collect()
+        shape = guide.row_families["fc1"].loc.shape
+        found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+        return len({one.untyped_storage().data_ptr() for one in found if one.shape == shape})
+
+    assert alive(True) == alive(False)
 
 
 class TestFit:
