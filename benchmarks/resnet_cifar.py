@@ -22,7 +22,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pyro_sparse import experiment, export, infer, names, nets
+from pyro_sparse import deployment, experiment, export, infer, names, nets
 from pyro_sparse.export.onnx import onnx_available
 from pyro_sparse.settings import Settings, settings_for
 
@@ -140,7 +140,7 @@ def main() -> None:
         experiment.run(settings, run, dataset=dataset, resume=True, fabric=fabric)
         shipped = options.out / "shipped" / model
         if not (shipped / "config.json").is_file():
-            experiment.write_export(run, shipped, onnx=onnx_available())
+            deployment.write_export(run, shipped, onnx=onnx_available())
             small = export.load(shipped)
             summary = infer.read_json(run / "summary.json")
             # What is in the folder is what the summary says, to the integer.
