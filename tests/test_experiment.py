@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_sparse import data, experiment, export
+from pyro_sparse import data, experiment, export, guides, models, nets
 from pyro_sparse.experiment import Settings, settings_for
 from pyro_sparse.infer import read_json as read
+from pyro_sparse.posterior import Posterior
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 SCORED = ("ensemble", "compact")
@@ -372,3 +373,18 @@ def test_batch_normalisation_is_shipped_with_statistics_of_its_own(tmp_path, mon
     small = export.compact(posterior)
     keep = posterior.keep()["1"]
     torch.testing.assert_close(small[2].running_mean, saved[keep])
+
+
+def test_the_dense_network_has_a_size_where_what_it_computes_overflows():
+    """Few units are in: normalisations have their statistics, which are no others'."""
+    torch.manual_seed(0)
+    net = nets.build("resnet20", (3, 8, 8), 3)
+    model = models.SpikeSlabGroupLasso(net, torch.zeros(2, 3, 8, 8), num_data=10)
+    for layer in nets.normalisations(model.net):
+        layer.running_var.zero_()
+    posterior = Posterior(model, guides.for_model(model))
+    dense = experiment.dense_network(posterior)
+    assert nets.count_parameters(dense) == nets.count_parameters(net)
+    everything = {group.name: torch.ones(group.size, dtype=torch.bool) for group in model.graph}
+    with pytest.raises(RuntimeError, match="differs from the masked one by nan"):
+        export.compact(posterior, everything)

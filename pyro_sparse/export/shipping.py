@@ -24,6 +24,7 @@ def compact(
     align: int | None = None,
     scores: Mapping[str, Tensor] | None = None,
     fold: bool = False,
+    check: bool = True,
 ) -> nn.Module:
     """The plain, physically smaller network that a posterior leaves.
 
@@ -39,6 +40,7 @@ def compact(
         scores: what ranks the units that are readmitted, ``(units,)`` by group; inclusion
             probabilities when absent.
         fold: let batch normalisations go into the layers before them.
+        check: compare its output with the masked network's; without, only its size is sure.
 
     Returns:
         A module that takes the same inputs as the network. Its attribute ``compaction`` says what
@@ -61,7 +63,8 @@ def compact(
         scores=posterior.inclusion() if scores is None else scores,
         fold=fold,
     ).requires_grad_(True)
-    check_compact(model, parameters, keep, small)
+    if check:
+        check_compact(model, parameters, keep, small)
     small.input_shape = tuple(model.example_shape[1:])  # type: ignore[assignment]
     return small
 
