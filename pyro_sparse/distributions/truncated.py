@@ -102,9 +102,9 @@ class TruncatedNormal(_Truncated):
         :param sizes: of the parts; their sum is that of the axis.
         """
         together = _Together(self, tuple(sizes))
+        whole = self.loc, self.scale, self.low, self.high
         parts, start = [], 0
         for index, size in enumerate(together.sizes):
-            whole = self.loc, self.scale, self.low, self.high
             loc, scale, low, high = (value.narrow(-1, start, size) for value in whole)
             part = TruncatedNormal(loc, scale, low, high, validate_args=False)
             part._shared = together, index

@@ -478,6 +478,18 @@ class _SampledLinear(Function):
         return torch.addmm(rows[:, width], x, rows[:, :width].T)
 
     @staticmethod
+    def sampled(x: Tensor, rows: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of a given variance, over which is written, before the gate; ε over its root.
+
+        Of the noise and the root, only their ratio is needed again.
+        """
+        root = variance.clamp_min_(torch.finfo(variance.dtype).tiny).sqrt_()
+        output = _SampledLinear.product(x, rows)
+        noise = _noise_like(output)
+        output.addcmul_(root, noise)
+        return output, noise.div_(root)
+
+    @staticmethod
     def by_product(
         ctx: Any, gradient: Tensor, x: Tensor, rows: Tensor
     ) -> tuple[Tensor | None, Tensor]:
@@ -593,15 +605,10 @@ class _FactorisedLinear(_SampledLinear):
     ) -> Tensor:
         of_rows, columns = (2 * row_log_scale).exp_(), (2 * column_log_scale).exp_()
         terms = _SampledLinear.product(x.square(), columns)
-        root = terms.mm(of_rows.T)
-        root = root.clamp_min_(torch.finfo(root.dtype).tiny).sqrt_()
-        output = _SampledLinear.product(x, rows)
-        noise = _noise_like(output)
-        output.addcmul_(root, noise)
+        output, ratio = _SampledLinear.sampled(x, rows, terms.mm(of_rows.T))
         ctx.save_for_backward(
-            x, rows, of_rows, columns, terms, noise.div_(root),
-            gate, None if gate is None else output,
-        )  # fmt: skip
+            x, rows, of_rows, columns, terms, ratio, gate, None if gate is None else output
+        )
         return output if gate is None else output * gate
 
     @staticmethod
@@ -630,15 +637,9 @@ class _FullLinear(_SampledLinear):
         gate: Tensor | None,
     ) -> Tensor:
         scale, ctx.logarithmic = scale.exp() if logarithmic else scale, logarithmic
-        root = _SampledLinear.product(x.square(), scale.square())
-        root = root.clamp_min_(torch.finfo(root.dtype).tiny).sqrt_()
-        output = _SampledLinear.product(x, rows)
-        noise = _noise_like(output)
-        output.addcmul_(root, noise)
-        # Of the noise and the root, only their ratio is needed again.
-        ctx.save_for_backward(
-            x, rows, scale, noise.div_(root), gate, None if gate is None else output
-        )
+        variance = _SampledLinear.product(x.square(), scale.square())
+        output, ratio = _SampledLinear.sampled(x, rows, variance)
+        ctx.save_for_backward(x, rows, scale, ratio, gate, None if gate is None else output)
         return output if gate is None else output * gate
 
     @staticmethod

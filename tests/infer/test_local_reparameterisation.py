@@ -267,7 +267,7 @@ class TestLinear:
 
 @pytest.mark.parametrize(("examples", "units"), [(1, 1), (2, 7), (5, 4), (128, 100), (131, 99)])
 def test_noise_is_standard_normal_for_every_example(examples, units):
-    """Of many numbers a quarter are drawn; two examples at a unit have independent or opposite."""
+    """Of many numbers an eighth are drawn; two examples at a unit have independent or opposite."""
     torch.manual_seed(0)
     like = torch.empty(examples, units).double()
     draws = torch.stack([_noise_like(like) for _ in range(300)])
