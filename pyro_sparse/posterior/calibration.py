@@ -78,7 +78,8 @@ def predictive_scores(
         ``nll`` (nats per example), and ``accuracy`` and ``ece`` for classes, ``rmse`` for numbers;
         RMSE and NLL are in the target's own unit.
     """
-    natural, logs = [], []
+    natural: list[Tensor] = []
+    logs: list[Tensor] = []
     for output, latents in draws:
         if not natural:
             likelihood.check(output, y)
