@@ -4,7 +4,8 @@ Families of torchvision, timm and transformers, small and with random weights, a
 kinds that people write by hand. For each: is it accepted, which share of its hidden units can go,
 how far is the compact network from the masked one when half of them do, is it of the network's
 own class, are its MACs those that were predicted, can it be written as .pt2, ONNX and int8, how
-long does it take. Every network runs in a process of its own. The table of docs/networks.md is made here.
+long does it take. Every network runs in a process of its own. The table of docs/networks.md is
+made here.
 
 Usage::
 
