@@ -41,9 +41,10 @@ def torchvision_networks() -> Networks:
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead
     from torchvision.models.segmentation.fcn import FCNHead
     from torchvision.models.segmentation.lraspp import LRASPP
-    from torchvision.models.video import mvit, s3d
+    from torchvision.models.video import mvit
     from torchvision.models.video import resnet as video_resnet
     from torchvision.models.video import swin_transformer as video_swin
+    from torchvision.models.video.s3d import S3D
 
     def small_resnet(block: Any = resnet.Bottleneck, **options: Any) -> nn.Module:
         return tv.ResNet(block, [1, 1, 1, 1], num_classes=CLASSES, **options)
@@ -55,7 +56,7 @@ def torchvision_networks() -> Networks:
     def lraspp() -> nn.Module:
         features = tv.mobilenet_v3_small(reduced_tail=True).features
         layers = {"3": "low", "11": "high"}
-        return LRASPP(IntermediateLayerGetter(features, layers), 24, 288, 5)
+        return LRASPP(IntermediateLayerGetter(features, layers), 24, 48, 5)
 
     def efficient(fused: bool) -> nn.Module:
         inverted, other = efficientnet.MBConvConfig, efficientnet.FusedMBConvConfig
@@ -101,8 +102,8 @@ def torchvision_networks() -> Networks:
     def mvit_small() -> nn.Module:
         config = mvit.MSBlockConfig
         setting = [
-            config(1, 16, 32, [3, 3, 3], [1, 2, 2], [1, 1, 1]),
-            config(2, 32, 32, [3, 3, 3], [1, 1, 1], [1, 2, 2]),
+            config(1, 16, 32, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
+            config(2, 32, 32, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2]),
         ]
         return mvit.MViT((32, 32), 4, setting, True, True, True, num_classes=CLASSES)
 
@@ -114,8 +115,8 @@ def torchvision_networks() -> Networks:
     classes = {"num_classes": CLASSES}
     image = {
         "AlexNet": lambda: tv.alexnet(**classes),
-        "VGG": lambda: tv.VGG(tv.vgg.make_layers([16, "M", 32, "M", 32], False), CLASSES),
-        "VGG-BN": lambda: tv.VGG(tv.vgg.make_layers([16, "M", 32, "M", 32], True), CLASSES),
+        "VGG": lambda: tv.VGG(tv.vgg.make_layers([16, "M", 32, "M", 512], False), CLASSES),
+        "VGG-BN": lambda: tv.VGG(tv.vgg.make_layers([16, "M", 32, "M", 512], True), CLASSES),
         "ResNet (basic)": lambda: small_resnet(resnet.BasicBlock),
         "ResNet (bottleneck)": small_resnet,
         "ResNeXt": lambda: small_resnet(groups=8, width_per_group=8),
@@ -164,7 +165,7 @@ def torchvision_networks() -> Networks:
     networks |= {
         name: lambda name=name: (video(name), _images(32, 4)) for name in ("r3d", "mc3", "r2plus1d")
     }
-    networks["S3D"] = lambda: (s3d.S3D(CLASSES), _images(64, 16))
+    networks["S3D"] = lambda: (S3D(CLASSES), _images(64, 16))
     networks["MViT"] = lambda: (mvit_small(), _images(32, 4))
     networks["Swin3D"] = lambda: (swin_of_videos(), _images(32, 4))
     return networks

@@ -34,70 +34,15 @@ MOST_NUMBERS = 2**31  # of a network without its weights
 LIBRARIES = ("aten", "torchvision")
 FILES = ("from_file",)
 WITH_A_GRAPH = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "cond", "while_loop", "scan")
-ARITHMETIC = frozenset(
-    [
-        "abs",
-        "add",
-        "and_",
-        "eq",
-        "floordiv",
-        "ge",
-        "getitem",
-        "gt",
-        "index",
-        "le",
-        "lshift",
-        "lt",
-        "mod",
-        "mul",
-        "ne",
-        "neg",
-        "not_",
-        "or_",
-        "pos",
-        "pow",
-        "rshift",
-        "sub",
-        "truediv",
-        "xor",
-    ]
+ARITHMETIC = (
+    "abs|add|and_|eq|floordiv|ge|getitem|gt|index|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow"
+    "|rshift|sub|truediv|xor"
 )
 # What may stand in the formula of a size, beside symbols (s0, u1) and numbers.
-FUNCTIONS = frozenset(
-    [
-        "Abs",
-        "And",
-        "Eq",
-        "False",
-        "FloorDiv",
-        "CeilDiv",
-        "CleanDiv",
-        "FloatPow",
-        "FloatTrueDiv",
-        "Ge",
-        "Gt",
-        "IntTrueDiv",
-        "Le",
-        "Lt",
-        "Max",
-        "Min",
-        "Mod",
-        "ModularIndexing",
-        "Ne",
-        "Not",
-        "Or",
-        "PowByNatural",
-        "PythonMod",
-        "RoundToInt",
-        "ToFloat",
-        "True",
-        "TruncToInt",
-        "Where",
-        "ceiling",
-        "floor",
-        "int_oo",
-        "oo",
-    ]
+FUNCTIONS = (
+    "Abs|Add|And|CeilDiv|CleanDiv|Eq|False|FloatPow|FloatTrueDiv|FloorDiv|Ge|Gt|IntTrueDiv|Integer"
+    "|Le|Lt|Max|Min|Mod|ModularIndexing|Mul|Ne|Not|Or|Pow|PowByNatural|PythonMod|Rational"
+    "|RoundToInt|ToFloat|True|TruncToInt|Where|ceiling|floor|int_oo|oo"
 )
 STRUCTURES = (
     *(None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"),
@@ -237,7 +182,7 @@ def _formula(value: str) -> None:
     """A size, which torch evaluates: sums and products of numbers, symbols and listed functions."""
     plain = SYMBOL.sub(r"\1", value)
     if not re.fullmatch(r"(?:[\w+\-*/%(),<>=&|~ ]|(?<=\d)\.(?=\d))*", plain) or any(
-        word not in FUNCTIONS and not re.fullmatch(r"[a-z]{1,2}\d+", word)
+        not re.fullmatch(rf"{FUNCTIONS}|[a-z]{{1,2}}\d+", word)
         for word in re.findall(r"[A-Za-z_]\w*", plain)
     ):
         raise _refused("a size", value)
@@ -245,7 +190,7 @@ def _formula(value: str) -> None:
 
 def _operation(value: str) -> None:
     library, _, rest = value.partition(".")
-    if library == "_operator" and rest in ARITHMETIC:
+    if library == "_operator" and re.fullmatch(ARITHMETIC, rest):
         return
     if library == "math" and re.fullmatch(r"[a-z]\w*", rest):
         return

@@ -61,20 +61,21 @@ def input_of(net: nn.Module, example: Example | Inputs | None) -> Inputs:
     return inputs
 
 
-def example_rows(example: Inputs, batch: int) -> Inputs:
-    """``batch`` inputs, drawn from the rows of ``example``; the same for the same arguments.
+def example_rows(example: Inputs, batch: int | None) -> Inputs:
+    """``batch`` inputs, drawn from the rows of ``example``, or all of these in their order.
 
     Floating-point inputs that are all 0 say a shape and nothing else: they are standard normal.
     """
-    generator = torch.Generator().manual_seed(batch)
-    index = torch.randint(example.batch, (batch,), generator=generator)
+    generator = torch.Generator().manual_seed(batch or 0)
+    if batch is not None:
+        example = example.rows(torch.randint(example.batch, (batch,), generator=generator))
 
     def known(value: Tensor) -> Tensor:
         if not value.is_floating_point() or not value.ndim or bool(value.any()):
             return value
         return torch.randn(value.shape, generator=generator).to(value)
 
-    return example.rows(index).map(known)
+    return example.map(known)
 
 
 def device_of(net: nn.Module) -> torch.device:

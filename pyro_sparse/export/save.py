@@ -118,7 +118,7 @@ def save(
         "outputs": list(exported.outputs),
         "batch": {"only": inputs.batch, "reason": exported.fixed} if exported.fixed else "any",
         "cost": {
-            name: _cost(net, inputs)
+            name: _cost(net, inputs, bool(exported.fixed))
             for name, net in (("compact", small), ("dense", dense))
             if net is not None
         },
@@ -204,7 +204,7 @@ def _write_formats(
         rows = tensors_only(rows.map(lambda value: value.detach().cpu()))
         only = inputs.batch if exported.fixed else None
         path = folder / "model-int8.onnx"
-        write_int8(folder / "model.onnx", path, example_rows(rows, rows.batch), names, only)
+        write_int8(folder / "model.onnx", path, example_rows(rows, None), names, only)
         runners["int8"] = onnx_runner(path, names, outputs)
     write_program(exported, folder / "model.pt2")
     runners["pt2"] = program_runner(folder / "model.pt2")
@@ -232,12 +232,11 @@ def _write_dense(dense: nn.Module, inputs: Inputs, folder: Path) -> None:
     write_program(exported, folder / DENSE, hollow=True)
 
 
-def _cost(net: nn.Module, inputs: Inputs) -> dict[str, int | None]:
-    device = device_of(net)
-    return {
-        "parameters": nets.count_parameters(net),
-        "macs": nets.count_macs(net, inputs.map(lambda value: value.to(device))),
-    }
+def _cost(net: nn.Module, inputs: Inputs, fixed: bool) -> dict[str, int]:
+    """Parameters, and MACs of one input: a share of the only batch where that is fixed."""
+    inputs = inputs.map(lambda value: value.to(device_of(net)))
+    macs = nets.count_macs(net, inputs, rows=inputs.batch if fixed else 1)
+    return {"parameters": nets.count_parameters(net), "macs": macs}
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

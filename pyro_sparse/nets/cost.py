@@ -19,13 +19,14 @@ def count_parameters(net: nn.Module) -> int:
 
 
 @torch.no_grad()
-def count_macs(net: nn.Module, example: Example | Inputs) -> int:
+def count_macs(net: nn.Module, example: Example | Inputs, rows: int = 1) -> int:
     """Multiplications and additions (MACs) for one input, in eval mode.
 
     Matrix products and convolutions, as ``torch.utils.flop_counter`` counts them: two floating
     point operations a MAC, biases and activations free.
 
     :param example: inputs ``(batch, ...)``, of which the first is used.
+    :param rows: use so many of them, of a network that takes no others, for the MACs of one.
     """
     # A copy, since eval mode and the counter's hooks must not show on the caller's network.
     net = copy.deepcopy(net).eval()
@@ -34,7 +35,7 @@ def count_macs(net: nn.Module, example: Example | Inputs) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter:
-            Inputs.of(net, example).rows(slice(0, 1)).call(net)
+            Inputs.of(net, example).rows(slice(0, rows)).call(net)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // (2 * rows)
