@@ -175,5 +175,7 @@ def _evaluating(net: nn.Module) -> nn.Module:
             )
         return net
 
+    for module in net.modules():
+        module.training = False
     net.train, net.eval = train, lambda: net  # type: ignore[method-assign]
     return net

@@ -36,7 +36,8 @@ def wilson(right: int, rows: int, level: float = LEVEL) -> tuple[float, float]:
     middle = share + z * z / (2 * rows)
     spread = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
     scale = 1 + z * z / rows
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    # The share itself at both ends, which rounding would miss.
+    return min(share, (middle - spread) / scale), max(share, (middle + spread) / scale)
 
 
 def scored(

@@ -182,7 +182,7 @@ def test_int8(tmp_path):
     for key in ("torch", "pt2", "onnx"):
         assert test["scores"][key]["accuracy"] == 1
     score = test["scores"]["int8"]
-    assert 0.9 < score["low"] < score["accuracy"] < score["high"] <= 1
+    assert 0.9 < score["low"] < score["accuracy"] <= score["high"] <= 1
     assert score["same"] == score["accuracy"]
     difference = config["formats"]["int8"]
     assert 1e-4 < difference["max_abs_diff"] < 0.1 * difference["max_abs_output"]
