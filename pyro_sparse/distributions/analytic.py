@@ -11,6 +11,7 @@ cover: second derivatives, ``torch.func``, and the JIT's traces.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn.functional import logsigmoid
 
 __all__ = [
     "Fused",
+    "broadcast_floating",
     "factorised_rows_kl",
     "gate",
     "is_transformed",
@@ -37,6 +39,21 @@ __all__ = [
 def is_transformed() -> bool:
     """Whether torch.func or the JIT look on, to which functions of their own are closed boxes."""
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def broadcast_floating(*values: Tensor | float) -> tuple[Tensor, ...]:
+    """Parameters as floating-point tensors of one shape and dtype.
+
+    Integers become floating-point numbers, as Python's own do: a law of integers' dtype would
+    round its draws.
+    """
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    floating = [value.dtype for value in tensors if value.is_floating_point()]
+    dtype = functools.reduce(torch.promote_types, floating or [torch.get_default_dtype()])
+    device = tensors[0].device if tensors else None
+    return torch.broadcast_tensors(
+        *(torch.as_tensor(value, dtype=dtype, device=device) for value in values)
+    )
 
 
 class Fused(Function):
@@ -60,16 +77,31 @@ class Fused(Function):
         raise NotImplementedError
 
     @staticmethod
+    def arguments(ctx: Any) -> tuple[Any, ...]:
+        """Those of ``plain``."""
+        return ctx.saved_tensors[: len(ctx.needs_input_grad) - len(ctx.constants)] + ctx.constants
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         function, wanted = type(ctx)._forward_cls, ctx.needs_input_grad
         if not torch.is_grad_enabled():
             return function.slope(ctx, *gradients)
-        # A derivative of this derivative may be asked for.
-        tensors = ctx.saved_tensors[: len(wanted) - len(ctx.constants)]
-        values = function.plain(*tensors, *ctx.constants)
-        inputs = [tensor for tensor, wants in zip(tensors, wanted, strict=False) if wants]
+        # A derivative of this derivative may be asked for. Of views: one argument may have been
+        # made of another, which is no business of a partial derivative.
+        arguments = [
+            one.view_as(one) if isinstance(one, Tensor) else one for one in function.arguments(ctx)
+        ]
+        values = function.plain(*arguments)
+        values = values if isinstance(values, tuple) else (values,)
+        pairs = [pair for pair in zip(values, gradients, strict=True) if pair[0].requires_grad]
         found = iter(
-            torch.autograd.grad(values, inputs, gradients, create_graph=True, allow_unused=True)
+            torch.autograd.grad(
+                [value for value, _ in pairs],
+                [one for one, wants in zip(arguments, wanted, strict=True) if wants],
+                [gradient for _, gradient in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )
         )
         return tuple(next(found) if wants else None for wants in wanted)
 
@@ -354,28 +386,12 @@ class _NormalDraw(Fused):
         return by_loc, None, by_gate, *by_logs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        if not torch.is_grad_enabled():
-            return _NormalDraw.slope(ctx, gradient)
+    def arguments(ctx: Any) -> tuple[Any, ...]:
         # The draw was written over the noise, which comes back from it.
         loc, draw, gate, *logs = ctx.saved_tensors
         with torch.no_grad():
-            noise = (draw - loc) / _NormalDraw.plain(
-                torch.zeros_like(loc), torch.ones_like(loc), None, *logs
-            )
-        inputs = [loc, gate, *logs]
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
-        value = _NormalDraw.plain(loc, noise, gate, *logs)
-        found = iter(
-            torch.autograd.grad(
-                value,
-                [one for one, wants in zip(inputs, wanted, strict=True) if wants],
-                gradient,
-                create_graph=True,
-            )
-        )
-        by_loc, *others = (next(found) if wants else None for wants in wanted)
-        return by_loc, None, *others
+            scale = _NormalDraw.plain(torch.zeros_like(loc), torch.ones_like(loc), None, *logs)
+            return loc, (draw - loc) / scale, gate, *logs
 
 
 def normal_draw(loc: Tensor, noise: Tensor, gate: Tensor | None, *logs: Tensor) -> Tensor:

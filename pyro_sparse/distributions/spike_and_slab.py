@@ -123,14 +123,18 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
 
     Samples are hard. Where the slab is reparameterised so is the sample, in the slab's parameters;
     the gradient in :math:`\gamma` is left to the score term, :math:`\log P(z)`, that
-    :meth:`score_parts` hands to ``Trace_ELBO``: the mixed estimator is unbiased. Closed-form
-    ``kl_divergence`` between two of these is in :mod:`pyro_sparse.distributions.kl`.
+    :meth:`score_parts` hands to ``Trace_ELBO``: the mixed estimator is unbiased. The KL between two
+    of these is in :mod:`pyro_sparse.distributions.kl`: that of the inclusions in closed form, and
+    γ times the slabs', closed or by a draw.
 
-    :param probs: inclusion probability γ, in [0, 1], shape broadcastable to the slab's batch shape.
-    :param slab: distribution of an included event; any event shape, continuous.
-    :param logits: log-odds of inclusion; exactly one of ``probs`` and ``logits`` is given.
-    :raises ValueError: for both or neither of ``probs`` and ``logits``, a slab that is no
-        continuous distribution, or shapes that do not broadcast.
+    Args:
+        probs: inclusion probability γ, in [0, 1], broadcastable to the slab's batch shape.
+        slab: distribution of an included event; any event shape, continuous.
+        logits: log-odds of inclusion; exactly one of ``probs`` and ``logits`` is given.
+
+    Raises:
+        ValueError: both or neither of ``probs`` and ``logits``, a slab that is no continuous
+            distribution, or shapes that do not broadcast.
 
     Example::
 
@@ -283,17 +287,22 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
     so that P(z = 1) = γ exactly while the gradient is that of the concrete distribution: biased,
     with low variance. ``straight_through=False`` uses the soft s forward, too.
     ``log_prob``, ``mean``, ``variance`` and the KL are those of the exact law, and there is no
-    score term. A soft sample is never exactly zero: use it with a closed-form KL only (as in
-    ``TraceMeanField_ELBO``), not with a sampled one.
+    score term. The draws with their gradient have no density: use them where the KL is all that is
+    asked for, as in ``TraceMeanField_ELBO``. A loss that takes the gradient of a draw's log-density
+    raises in its first backward pass. Without a gradient to be had (``torch.no_grad``, ``sample``)
+    draws are those of the exact law.
 
     Source: Maddison et al. 2017, Jang et al. 2017 (binary concrete, straight-through).
 
-    :param temperature: positive, broadcastable to the batch shape.
-    :param probs: see :class:`SpikeAndSlab`.
-    :param slab: reparameterised distribution of an included event.
-    :param logits: see :class:`SpikeAndSlab`.
-    :param straight_through: hard forward and soft backward (True), or soft both ways.
-    :raises ValueError: as :class:`SpikeAndSlab`, and for a slab without ``rsample``.
+    Args:
+        temperature: positive, broadcastable to the batch shape.
+        probs: see :class:`SpikeAndSlab`.
+        slab: reparameterised distribution of an included event.
+        logits: see :class:`SpikeAndSlab`.
+        straight_through: hard forward and soft backward (True), or soft both ways.
+
+    Raises:
+        ValueError: as :class:`SpikeAndSlab`, and a slab without ``rsample``.
     """
 
     arg_constraints = {**SpikeAndSlab.arg_constraints, "temperature": constraints.positive}
