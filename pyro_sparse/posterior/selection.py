@@ -65,7 +65,10 @@ class SelectionRule(Protocol):
 @singledispatch
 def default_rule(model: models.SparseModel) -> SelectionRule:
     """The rule by which a model's posterior is pruned where none is given."""
-    return MedianProbability() if hasattr(model, "inclusion_logits") else Connected()
+    # Without hidden layers and gates on inputs there is nothing to choose.
+    selects = model.prune_inputs or any(group.prunable for group in model.layers)
+    spikes = hasattr(model, "inclusion_logits")
+    return MedianProbability() if spikes and selects else Connected()
 
 
 @default_rule.register
