@@ -5,27 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .training import Run
-
-__all__ = ["Interrupted", "StopRequest"]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and has saved what it had.
-
-    Attributes:
-        run: the epochs that are done.
-        signum: the signal, ``signal.SIGINT`` or ``signal.SIGTERM``.
-        exit_code: by convention of a process that ends for it, 130 or 143.
-    """
-
-    def __init__(self, message: str, run: Run, signum: int) -> None:
-        super().__init__(message)
-        self.run, self.signum = run, signum
-        self.exit_code = 128 + signum
+__all__ = ["StopRequest"]
 
 
 class StopRequest:

@@ -30,7 +30,7 @@ from .divergence import (
 from .elbo import ELBO
 from .processes import random_states, set_random_states
 from .recipe import Recipe
-from .stopping import Interrupted, StopRequest
+from .stopping import StopRequest
 from .tape import Taped
 
 if TYPE_CHECKING:
@@ -83,6 +83,21 @@ class Run:
             return value if math.isfinite(value) else -math.inf
 
         return max(self.history, key=bound)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and has saved what it had.
+
+    Attributes:
+        run: the epochs that are done.
+        signum: the signal, ``signal.SIGINT`` or ``signal.SIGTERM``.
+        exit_code: by convention of a process that ends for it, 130 or 143.
+    """
+
+    def __init__(self, message: str, run: Run, signum: int) -> None:
+        super().__init__(message)
+        self.run, self.signum = run, signum
+        self.exit_code = 128 + signum
 
 
 class Objective(nn.Module):

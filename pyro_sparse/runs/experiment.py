@@ -9,7 +9,6 @@ posterior back.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from functools import partial
@@ -21,6 +20,7 @@ import torch
 
 from pyro_sparse import data, guides, infer, likelihoods, models, nets
 from pyro_sparse.export import compact
+from pyro_sparse.infer.identity import digest
 from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
 from pyro_sparse.runs import options, page, zoo
 from pyro_sparse.runs.settings import Settings, settings_for
@@ -287,13 +287,11 @@ def _begin(settings: Settings, about: dict[str, Any], out: Path) -> None:
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
     """What data.json holds: what the data of a run are, and digests of all rows in their order."""
-    splits = {}
-    for name in ("train", "validation", "test"):
-        part = getattr(dataset, name)
-        digest = hashlib.sha256()
-        for tensor in (part.x, part.y):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        splits[name] = {"rows": len(part), "sha256": digest.hexdigest()}
+    splits = {
+        name: {"rows": len(part), "digest": digest(part.x, part.y)}
+        for name in ("train", "validation", "test")
+        for part in [getattr(dataset, name)]
+    }
     about = {
         "name": dataset.name,
         "task": dataset.task,

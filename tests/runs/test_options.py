@@ -59,7 +59,7 @@ def table():
     return data.Dataset("tiny", "classification", part, part, part, 2, None, {"inputs": {}})
 
 
-@pytest.mark.parametrize(("entry", "option"), cases())
+@pytest.mark.parametrize(("entry", "option"), list(cases()))
 def test_every_option_is_reached_and_trains(entry, option, table):
     value = another(option)
     written = f"{entry.name}:{option.name.replace('_', '-')}={value},net=mlp:4,epochs=1"
