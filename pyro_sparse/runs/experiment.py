@@ -163,15 +163,14 @@ def run(
         raise ValueError(
             f"{out} already holds a run; choose another folder with --out, or go on with --resume"
         )
+    about = describe(dataset)
     if begun:
         _check_settings(settings, out)
+        check_same_data(about, out)
         if (out / "report.html").is_file():
             return infer.read_json(out / "summary.json")
     fabric = fabric or infer.make_fabric(precision=settings.precision)
     model, guide, rule = prepare(settings, dataset)
-    about = describe(dataset)
-    if begun:
-        check_same_data(about, out)
     # Where they are used: a step then waits for no copy.
     split, held_out = (part.to(fabric.device) for part in (dataset.train, dataset.validation))
     loader = data.Batches(

@@ -412,3 +412,42 @@ def test_the_dense_network_has_a_size_where_what_it_computes_overflows():
     everything = {group.name: torch.ones(group.size, dtype=torch.bool) for group in model.graph}
     with pytest.raises(RuntimeError, match="differs from the masked one by nan"):
         export.compact(posterior, everything)
+
+
+# -- the data of a run -----------------------------------------------------------------------------
+
+
+def write_table(path, scale=1.0, order=1, flip=False):
+    """Two columns and a class, in one of two forms of everything that may change."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 2, generator=generator)
+    lines = [f"{a * scale:.6f},{b:.6f},{int((a + b > 0) != flip)}" for a, b in rows.tolist()]
+    path.write_text("\n".join(["first,second,y", *lines[::order]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"scale": 1000.0}, "preprocessing: inputs"),
+        ({"order": -1}, "train: digest"),
+        ({"flip": True}, "train: digest"),
+    ],
+    ids=["unit", "rows", "labels"],
+)
+def test_other_data_than_those_of_training_are_refused(change, named, tmp_path):
+    path, out = tmp_path / "table.csv", tmp_path / "run"
+    write_table(path)
+    settings = settings_for("dense", f"csv:{path}", net="mlp:4", epochs=1)
+    dataset = experiment.load_data(settings, None)
+    experiment.run(settings, out, dataset=dataset, progress=False, figures=False)
+    about = read(out / "data.json")
+    assert about["features"] == ["first", "second"]
+    assert about["train"]["rows"] == len(dataset.train)
+    experiment.load(out)
+    write_table(path, **change)
+    with pytest.raises(ValueError, match=f"not those that it was trained on.*{named}"):
+        experiment.load(out)
+    with pytest.raises(ValueError, match=named):
+        experiment.run(
+            settings, out, dataset=experiment.load_data(settings, None), resume=True, progress=False
+        )
