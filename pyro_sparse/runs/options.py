@@ -178,7 +178,7 @@ def _read(made: Any, skip: int) -> Options:
     known: dict[str, Option] = {}
     handed_on = True
     documented = [one.__doc__ or "" for one in made.__mro__]
-    without = {name for one in made.__mro__ for name in one.__dict__.get("not_taken", ())}
+    without = getattr(made, "not_taken", ())
     for one in made.__mro__:
         constructor = one.__dict__.get("__init__")
         if constructor is None:
