@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import TruncatedLogNormal
+from pyro_sparse.distributions import GatedColumns, TruncatedLogNormal
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
@@ -134,23 +134,25 @@ class GroupGuide(LocalPyroModule):
         options: Any = infer
         return pyro.sample(site, law.to_event(len(law.batch_shape)), infer=options)
 
-    def sample_rows(self, group: Group, family: nn.Module) -> None:
+    def sample_rows(self, group: Group, family: nn.Module, gate: Tensor | None = None) -> None:
+        """``{group}.rows``; a drawn ``gate`` on the inputs is for guides whose rows know it."""
         # Marks the sites that local reparameterisation may replace (see infer).
         alone = not group.shared
         by_example = alone and group.prunable and self.inclusion_draws == "example"
         self.sample_units(
             f"{group.name}.rows",
             group.name,
-            family(),
+            self.row_law(group, family, gate),
             local_reparameterisation=alone,
             by_example=by_example,
         )
 
-    def sample_rest(self) -> None:
-        """The sites that follow the rows: the input gate and the likelihood's latents."""
-        if getattr(self, "input_gate", None) is not None:
-            self.sample_units("input.gate", "input", self.input_gate())
-        self.sample_likelihood()
+    def row_law(
+        self, group: Group, family: nn.Module, gate: Tensor | None
+    ) -> TorchDistributionMixin:
+        """The law of a group's rows, ``(units,)`` of ``(row length,)``."""
+        law: TorchDistributionMixin = family()
+        return law
 
     def sample_likelihood(self) -> None:
         if self.noise_precision is not None:
@@ -159,7 +161,7 @@ class GroupGuide(LocalPyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> None:
         for group, family in self.layers():
             self.sample_rows(group, family)
-        self.sample_rest()
+        self.sample_likelihood()
 
     def reduced(self) -> None:
         """Called after the support was restricted: q becomes q̃ ∝ q p̃ / p of what is left.
@@ -284,6 +286,11 @@ def balanced_scales(
     return [min(high, max(low, math.exp(-0.5 - price / m))) for m in lengths]
 
 
+def _columns_key(name: str) -> str:
+    """The name of the buffer with the inputs that a group's columns read."""
+    return "columns_" + name.replace(".", "/")
+
+
 class SpikeSlabGuide(GroupGuide):
     r"""Shared by the guides of SS-IG, SS-GL and SS-GHS.
 
@@ -291,7 +298,17 @@ class SpikeSlabGuide(GroupGuide):
         z_j ∼ \text{Bernoulli}(γ_j), \qquad
         \tilde w_j \mid z_j = 1 ∼ N(μ_j, \text{diag } σ_j²)
 
-    as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer.
+    as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer. With gates on the inputs
+    a weight is given both its unit and its input, whose inclusions cross in the first layer:
+
+    .. math::
+        z_i ∼ \text{Bernoulli}(γ_i), \qquad \tilde w_{ji} \mid z_j = 1, z_i ∼
+        \begin{cases} N(μ_{ji}, σ_{ji}²) & z_i = 1 \\ p(\tilde w_{ji}) & z_i = 0, \end{cases}
+
+    see :class:`~pyro_sparse.distributions.GatedColumns`: it is charged
+    :math:`γ_j γ_i \text{KL}(N(μ_{ji}, σ_{ji}²) ‖ p)`, as an input's columns live and die with it.
+    (Where the network does something to its input first, or rows of one layer read different
+    inputs, columns are not an input's own, and weights are independent of the gate.)
 
     :param variance: ``"tied"`` (σ_ji = u_j v_i), ``"row"`` (one a unit), ``"rank-K"`` or ``"full"``
         (one a weight; the papers' family), see :class:`~.families.GaussianRows`.
@@ -345,3 +362,34 @@ class SpikeSlabGuide(GroupGuide):
         if model.prune_inputs:
             template = model.output_scale.expand(model.graph["input"].size)
             self.input_gate = InclusionGate(template, initial_inclusion, inclusion, temperature)
+            for name, columns in model.input_columns().items():
+                self.register_buffer(_columns_key(name), columns.to(template.device), False)
+        # Not a module of this one: the priors of columns are its, whatever becomes of them.
+        self._column_prior = model.column_prior
+
+    def sample_gate(self) -> Tensor | None:
+        """``input.gate``, where there is one; it comes first, since rows are given it."""
+        gate = getattr(self, "input_gate", None)
+        return None if gate is None else self.sample_units("input.gate", "input", gate())
+
+    def row_law(
+        self, group: Group, family: nn.Module, gate: Tensor | None
+    ) -> TorchDistributionMixin:
+        columns = self._buffers.get(_columns_key(group.name))
+        if gate is None or columns is None:
+            return super().row_law(group, family, gate)
+        # The last number is that of columns that read no input, which are always in.
+        always = gate.new_ones(1)
+        drawn = torch.cat([gate.detach(), always])[columns]
+        probability = torch.cat([self.input_gate.inclusion_logits.sigmoid(), always])[columns]
+
+        def given(slab: TorchDistributionMixin) -> TorchDistributionMixin:
+            return GatedColumns(slab, self._column_prior(group), drawn, probability)
+
+        return family(given) if isinstance(family, SpikeSlabRows) else given(family())
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        gate = self.sample_gate()
+        for group, family in self.layers():
+            self.sample_rows(group, family, gate)
+        self.sample_likelihood()

@@ -6,6 +6,7 @@ The batch shape is that of the units, ``(units,)``: what belongs to one unit is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
@@ -150,8 +151,14 @@ class SpikeSlabRows(GaussianRows):
         self.inclusion = inclusion
         self.register_buffer("temperature", start.new_tensor(temperature), persistent=False)
 
-    def forward(self) -> TorchDistributionMixin:
-        return spike_and_slab(self.inclusion_logits, self.slab(), self.inclusion, self.temperature)
+    def forward(
+        self, given: Callable[[TorchDistributionMixin], TorchDistributionMixin] | None = None
+    ) -> TorchDistributionMixin:
+        """
+        :param given: makes of the slab its law given what was drawn before.
+        """
+        slab = self.slab() if given is None else given(self.slab())
+        return spike_and_slab(self.inclusion_logits, slab, self.inclusion, self.temperature)
 
 
 class InclusionGate(nn.Module):

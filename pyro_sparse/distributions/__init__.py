@@ -1,6 +1,7 @@
 """Distributions for structured sparsity; importing this registers their closed-form KLs."""
 
 from pyro_sparse.distributions import kl as kl
+from pyro_sparse.distributions.gated_columns import GatedColumns
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
 from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
@@ -11,6 +12,7 @@ from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
 
 __all__ = [
+    "GatedColumns",
     "HalfCauchyFactors",
     "JointNormal",
     "LogScaleNormal",

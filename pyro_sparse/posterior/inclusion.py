@@ -264,7 +264,7 @@ def input_probability(posterior: Posterior, num_samples: int = 200) -> Tensor:
             with ExactDraws():
                 trace = poutine.trace(posterior.guide).get_trace()
             with poutine.replay(trace=trace):
-                rows, gate = model.rows(), model.input_gate()
+                rows, gate = model.latents()
             total += _connected_inputs(graph, model.parameters_of(rows), gate).double()
     return total / num_samples
 

@@ -378,7 +378,7 @@ class Posterior:
                 with ExactDraws():
                     trace = poutine.trace(self.guide).get_trace()
                 with poutine.replay(trace=trace):
-                    rows, gate = self.model.rows(), self.model.input_gate()
+                    rows, gate = self.model.latents()
                     latents = self.model.likelihood.sites()
                 yield (
                     self.outputs(x, rows, gate, batch_size),
