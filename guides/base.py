@@ -200,6 +200,13 @@ class GroupGuide(LocalPyroModule):
             logits = {"input": self.input_gate.inclusion_logits, **logits}
         return logits
 
+    def chain(self) -> tuple[Tensor, Tensor] | None:
+        """Probabilities of inputs and draws of supports, see `InclusionGate`; None without."""
+        gate = getattr(self, "input_gate", None)
+        if gate is None or not gate.has_chain:
+            return None
+        return gate.chain_probability, gate.chain_draws
+
     def noise(self) -> dict[str, TruncatedLogNormal]:
         """Laws ``(units,)`` of the multiplicative noise of every group that has one, float64."""
         return {}
@@ -315,8 +322,10 @@ class SpikeSlabGuide(GroupGuide):
     :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
         of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
     :param initial_inclusion: initial γ of every unit.
-    :param inclusion: gradient estimator of the inclusions, ``"straight-through"``, ``"soft"`` or
-        ``"score"`` (unbiased), see :func:`~pyro_sparse.guides.families.spike_and_slab`.
+    :param inclusion: gradient estimator of the inclusions, ``"trapezium"``, ``"straight-through"``,
+        ``"soft"`` or ``"score"``, see :func:`~pyro_sparse.guides.families.spike_and_slab`. By
+        default ``"trapezium"`` where probabilities are the question (:attr:`~pyro_sparse.models.\
+base.SparseModel.asks_for_probabilities`), ``"straight-through"`` elsewhere.
     :param temperature: of the binary-concrete relaxation.
     :param inclusion_draws: ``"batch"``: one draw of a unit's inclusion for the whole batch;
         ``"example"``: one an example, in :class:`pyro_sparse.infer.ELBO` with local
@@ -332,7 +341,7 @@ class SpikeSlabGuide(GroupGuide):
         variance: str = "tied",
         initial_scale: float | str = "balanced",
         initial_inclusion: float = 0.99,
-        inclusion: str = "straight-through",
+        inclusion: str | None = None,
         temperature: float = 0.5,
         inclusion_draws: str = "batch",
     ) -> None:
@@ -344,10 +353,14 @@ class SpikeSlabGuide(GroupGuide):
                 "inclusion_draws='batch', or inclusion='straight-through' or 'soft'"
             )
         self.inclusion_draws = inclusion_draws
-        if inclusion not in ("straight-through", "soft", "score"):
+        if inclusion is None:
+            inclusion = "trapezium" if model.asks_for_probabilities else "straight-through"
+        if inclusion not in ("trapezium", "straight-through", "soft", "score"):
             raise ValueError(
-                f"expected inclusion 'straight-through', 'soft' or 'score', got {inclusion!r}"
+                "expected inclusion 'trapezium', 'straight-through', 'soft' or 'score', got "
+                f"{inclusion!r}"
             )
+        self.inclusion = inclusion
         positive(temperature=temperature)
         if not 0 < initial_inclusion < 1:
             raise ValueError(f"expected initial_inclusion in (0, 1), got {initial_inclusion}")
@@ -364,8 +377,25 @@ class SpikeSlabGuide(GroupGuide):
             self.input_gate = InclusionGate(template, initial_inclusion, inclusion, temperature)
             for name, columns in model.input_columns().items():
                 self.register_buffer(_columns_key(name), columns.to(template.device), False)
+        # The smallest and the last weight of the KL at which logits moved; part of checkpoints.
+        self.register_buffer("inclusion_kl_weights", torch.full((2,), math.nan))
+        self._kl_weights: tuple[float, float] | None = None
         # Not a module of this one: the priors of columns are its, whatever becomes of them.
         self._column_prior = model.column_prior
+
+    def note_kl_weight(self, weight: float) -> None:
+        """The inclusion logits move at this weight of the KL."""
+        if self._kl_weights is None:
+            lowest, last = self.inclusion_kl_weights.tolist()
+            self._kl_weights = (math.inf, last) if math.isnan(lowest) else (lowest, last)
+        now = min(self._kl_weights[0], weight), weight
+        if now != self._kl_weights:
+            self._kl_weights = now
+            self.inclusion_kl_weights.copy_(self.inclusion_kl_weights.new_tensor(now))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._kl_weights = None
 
     def sample_gate(self) -> Tensor | None:
         """``input.gate``, where there is one; it comes first, since rows are given it."""

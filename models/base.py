@@ -26,6 +26,10 @@ from .support import Support
 __all__ = ["SparseModel", "positive"]
 
 
+FEW_DATA = 1000
+"""Up to so many training examples are few."""
+
+
 def positive(**values: float) -> None:
     """Raise ``ValueError`` unless every named value is positive and finite."""
     for name, value in values.items():
@@ -135,6 +139,15 @@ class SparseModel(LocalPyroModule):
         """The network's own weights as rows, before any training."""
         values = dict(self.net.named_buffers())
         return {group.name: self.graph.rows(values, group.name) for group in self.layers}
+
+    @property
+    def asks_for_probabilities(self) -> bool:
+        """Whether inclusion probabilities are the question, and not the last tenth of accuracy.
+
+        So it is where inputs are selected, and where data are few. Training then maximises the
+        evidence lower bound from its first step, see :class:`~pyro_sparse.infer.recipe.Recipe`.
+        """
+        return self.prune_inputs or self.num_data <= FEW_DATA
 
     def support_shapes(self) -> dict[str, tuple[int, ...]]:
         """What can be pruned for good, by group: units here; models may override it."""
@@ -336,9 +349,13 @@ class SpikeSlabModel(SparseModel):
         gate = self.input_gate()
         return self.rows(), gate
 
+    def prior_scale(self, group: Group) -> Tensor:
+        """Prior standard deviation of the (non-centred) weights of a unit that is in."""
+        return self.slab_scale if group.prunable else self.output_scale
+
     def column_prior(self, group: Group) -> TorchDistributionMixin:
         """The prior of an included unit's row, ``(units,)`` of ``(row length,)``."""
-        scale = self.slab_scale if group.prunable else self.output_scale
+        scale = self.prior_scale(group)
         prior = dist.Normal(torch.zeros_like(scale), scale)
         return prior.expand(self.row_shape(group)).to_event(1)
 

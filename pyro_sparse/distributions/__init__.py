@@ -7,7 +7,11 @@ from pyro_sparse.distributions.joint_normal import JointNormal
 from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
 from pyro_sparse.distributions.markov_chain import MarkovChain
 from pyro_sparse.distributions.normal_jeffreys import NormalJeffreys
-from pyro_sparse.distributions.spike_and_slab import RelaxedSpikeAndSlab, SpikeAndSlab
+from pyro_sparse.distributions.spike_and_slab import (
+    RelaxedSpikeAndSlab,
+    SpikeAndSlab,
+    TrapeziumSpikeAndSlab,
+)
 from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
 
@@ -22,6 +26,7 @@ __all__ = [
     "RelaxedSpikeAndSlab",
     "SpikeAndSlab",
     "TiedNormal",
+    "TrapeziumSpikeAndSlab",
     "TruncatedLogNormal",
     "TruncatedNormal",
 ]

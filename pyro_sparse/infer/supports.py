@@ -1,4 +1,4 @@
-r"""Which inputs are in, by a chain over supports: what a guide of independent inclusions leaves out.
+r"""Which inputs are in, by a chain over supports: what independent inclusions leave out.
 
 A guide has the inclusions of inputs independent, and its weights too: of two near-copies it keeps
 one, or both. After training, the network is linear enough in its weights around the guide's means
@@ -22,6 +22,7 @@ AISTATS 2021, for the linearisation.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ from pyro_sparse.graph import evaluating
 from pyro_sparse.guides import SpikeSlabGuide
 from pyro_sparse.models.base import SpikeSlabModel
 
-__all__ = ["Supports", "linearised", "support_chain"]
+__all__ = ["Supports", "keep_supports", "linearised", "support_chain"]
 
 MOST_WEIGHTS = 4000
 """Of the layers that the chain knows; their Gram matrix is kept several times."""
@@ -72,6 +73,34 @@ class Linearised:
     owner: np.ndarray
 
 
+def keep_supports(model: Any, guide: Any, loader: Any, seed: int = 0) -> None:
+    """At the end of training: have the gate on the inputs keep what a chain over supports says.
+
+    Nothing happens where there is no such gate, the loader does not hold all data, or the network
+    is too large for the chain: the guide's own probabilities are the only ones then.
+    """
+    x, y = getattr(loader, "x", None), getattr(loader, "y", None)
+    if not (isinstance(guide, SpikeSlabGuide) and model.prune_inputs and isinstance(x, Tensor)):
+        return
+    if len(x) != model.num_data or model.support.restricted:
+        return
+    device = model.output_scale.device
+    try:
+        law = linearised(model, guide, x.to(device), y.to(device))
+    except TooLargeError:
+        return
+    gate = guide.input_gate
+    start = gate.inclusion_logits.detach() > 0
+    found = support_chain(
+        law, model.input_inclusion_logit.expand(len(start)), seed=seed, start=start
+    )
+    gate.keep_chain(found.probability, found.draws)
+
+
+class TooLargeError(ValueError):
+    """A network is not one for a chain over supports."""
+
+
 def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tensor) -> Linearised:
     """The log-likelihood of all data as a quadratic function of the weights, see the module.
 
@@ -84,12 +113,12 @@ def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tenso
         y: their targets. Shape: (N,).
 
     Raises:
-        ValueError: the network does something to its inputs first, more than one weight in
-            `MOST_WEIGHTS` is in, or the batch's outputs depend on one another.
+        TooLargeError: the network does something to its inputs first, or more than `MOST_WEIGHTS`
+            weights are in.
     """
     columns = model.input_columns()
     if not columns:
-        raise ValueError("the network does something to its inputs before it reads them")
+        raise TooLargeError("the network does something to its inputs before it reads them")
     inclusion = guide.inclusion_logits()
     gate = torch.cat([inclusion["input"].detach().sigmoid(), inclusion["input"].new_ones(1)])
     size = len(gate) - 1
@@ -111,7 +140,7 @@ def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tenso
     start = torch.cat([value.flatten() for value in rows.values()])
     chosen = torch.cat(inside).nonzero().flatten()
     if len(chosen) > MOST_WEIGHTS:
-        raise ValueError(f"{len(chosen)} weights are in; the chain takes up to {MOST_WEIGHTS}")
+        raise TooLargeError(f"{len(chosen)} weights are in; the chain takes up to {MOST_WEIGHTS}")
     owners, priors = torch.cat(owner)[chosen], torch.cat(prior)[chosen].double()
     sizes = [value.numel() for value in rows.values()]
 
@@ -219,15 +248,22 @@ def support_chain(
             j = partners[i, generator.integers(partners.shape[1])] if partners.size else i
             if i == j or state.inside[j] or not state.inside[i] or i not in partners[j]:
                 continue
-            before = prior[i] + state.gain(i)
-            state.flip(i)
-            if math.log(generator.random()) < prior[j] + state.gain(j) - before:
-                state.flip(j)
-            else:
+            if math.log(generator.random()) < prior[j] - prior[i] + state.exchange_gain(i, j):
                 state.flip(i)
+                state.flip(j)
         if sweep >= burn:
             draws.append(state.inside.copy())
     return Supports(torch.from_numpy(np.stack(draws)), torch.from_numpy(total / (sweeps - burn)))
+
+
+def _gain(own: np.ndarray, moment: np.ndarray, sign: float) -> float:
+    if len(moment) == 1:
+        scale = sign * float(own[0, 0])
+        return 0.5 * float(moment[0]) ** 2 / scale - 0.5 * sign * math.log(scale)
+    factor = np.linalg.cholesky(sign * own)
+    solved = np.linalg.solve(factor, moment)
+    log_det = 2 * float(np.log(np.diag(factor)).sum())
+    return 0.5 * float(solved @ solved) - 0.5 * sign * log_det
 
 
 class _Swept:
@@ -245,7 +281,7 @@ class _Swept:
         self._whole[:size, :size] = law.gram + np.eye(size)
         self._whole[:size, size] = self._whole[size, :size] = law.moment
         bounds = np.searchsorted(law.owner, np.arange(inputs + 1))
-        self._blocks = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._blocks = [slice(a, b) for a, b in itertools.pairwise(bounds.tolist())]
         self.inside = np.zeros(inputs, dtype=bool)
         self._matrix = self._whole.copy()
 
@@ -254,18 +290,17 @@ class _Swept:
         block = self._blocks[i]
         if block.start == block.stop:
             return 0.0
-        own, moment = self._matrix[block, block], self._matrix[block, -1]
-        if block.stop - block.start == 1:
-            scale, value = float(own[0, 0]), float(moment[0])
-            # In, the block is minus the inverse of what it is out, and the moment its solution.
-            if self.inside[i]:
-                return -0.5 * value * value / scale + 0.5 * math.log(-scale)
-            return 0.5 * value * value / scale - 0.5 * math.log(scale)
+        # In, the block is minus the inverse of what it is out, and the moment its solution.
         sign = -1.0 if self.inside[i] else 1.0
-        factor = np.linalg.cholesky(sign * own)
-        solved = np.linalg.solve(factor, moment)
-        log_det = 2 * float(np.log(np.diag(factor)).sum())
-        return 0.5 * float(solved @ solved) - 0.5 * sign * log_det
+        return _gain(self._matrix[block, block], self._matrix[block, -1], sign)
+
+    def exchange_gain(self, i: int, j: int) -> float:
+        """log p(y | j in, i out) − log p(y | i in, j out), the others as they are."""
+        own, other, matrix = self._blocks[i], self._blocks[j], self._matrix
+        pivot = np.linalg.solve(matrix[own, own], np.c_[matrix[own, other], matrix[own, -1]])
+        without = matrix[other, other] - matrix[other, own] @ pivot[:, :-1]
+        moment = matrix[other, -1] - matrix[other, own] @ pivot[:, -1]
+        return _gain(without, moment, 1.0) - self.gain(i)
 
     def flip(self, i: int) -> None:
         """Take the input in or out."""

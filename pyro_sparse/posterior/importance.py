@@ -71,8 +71,13 @@ OFFERS = {
 
 
 def inclusion_probability(posterior: Posterior) -> dict[str, Tensor]:
-    """γ = q(unit is in)."""
-    return offered(posterior, "inclusion", "the inclusion probability")
+    """γ = q(unit is in).
+
+    Of inputs the guide's own, whatever a chain over supports says of them: the network that is kept
+    is the guide's, whose weights belong to the inputs that it has.
+    """
+    offered(posterior, "inclusion", "the inclusion probability")
+    return posterior.guide_inclusion()
 
 
 def noise_signal(posterior: Posterior) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
 @torch.no_grad()
 def _expected_parameters(posterior: Posterior) -> dict[str, Tensor]:
     """Posterior means of the network's parameters, exclusion counted: γ times the mean."""
-    inclusion, graph = posterior.inclusion(), posterior.model.graph
+    inclusion, graph = posterior.guide_inclusion(), posterior.model.graph
     rows = {}
     for name, value in posterior.guide.mean_rows().items():
         value = value.detach().double().cpu()
