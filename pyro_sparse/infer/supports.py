@@ -10,11 +10,12 @@ input i and the rest φ, :math:`f(x) ≈ f_0 + J (θ − θ_0)` and the likeliho
       − \tfrac12 \log |I + S_z G_z S_z|, \qquad
     G = J^\top Λ J, \quad b = J^\top (∇ \log p + Λ J θ_0),
 
-with φ integrated out, over the columns of the inputs that are in and their prior scales S. So the
-posterior of z is known up to its constant, and a chain draws from it: single flips by their exact
-odds, and exchanges of an input for another that is correlated with it. Nothing else is approximated
-where outputs are linear in the weights and errors normal with a known scale; of a network it is the
-linearised (Laplace) posterior, with hidden units, scales and noise as the guide has them.
+with φ (the biases beside these weights) integrated out, over the columns of the inputs that are in
+and their prior scales S. So the posterior of z is known up to its constant, and a chain draws from
+it: single flips by their exact odds, and exchanges of an input for another that is correlated with
+it. Nothing else is approximated where outputs are linear in the weights and errors normal with a
+known scale; of a network it is the linearised (Laplace) posterior, with hidden units, later layers,
+scales and noise as the guide has them.
 
 Sources: George and McCulloch, Statistica Sinica 7 (1997), for the chain; Immer, Korzepa, Bauer,
 AISTATS 2021, for the linearisation.
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 from torch.func import jacrev, vmap
 
@@ -40,6 +42,8 @@ __all__ = ["Supports", "keep_supports", "linearised", "support_chain"]
 
 MOST_WEIGHTS = 4000
 """Of the layers that the chain knows; their Gram matrix is kept several times."""
+REFRESH = 200
+"""After so many flips the chain's matrix is made anew."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,8 @@ class TooLargeError(ValueError):
 def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tensor) -> Linearised:
     """The log-likelihood of all data as a quadratic function of the weights, see the module.
 
-    Hidden units are those with an inclusion probability above one half, scales and the noise at
-    their means.
+    Hidden units are those with an inclusion probability above one half; later layers, scales and
+    the noise are at their means.
 
     Args:
         model, guide: after training; the model has gates on its inputs.
@@ -131,6 +135,9 @@ def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tenso
         if name in inclusion:
             units = inclusion[name].detach() > 0
         rows[name] = value * gate[reads] * units.unsqueeze(1)
+        # Later layers stay at their means: what they read at these means knows of every input, and
+        # would be free to stand in for inputs that are out.
+        units = units & (name in columns)
         inside.append(units.unsqueeze(1).expand_as(value).flatten())
         owner.append(reads.expand_as(value).flatten())
         scale = model.prior_scale(group).expand_as(value)
@@ -234,15 +241,17 @@ def support_chain(
     draws, total = [], np.zeros(inputs)
     burn = sweeps // 6
     for sweep in range(sweeps):
-        if sweep and sweep % 50 == 0:
-            state.refresh()
-        for i in generator.permutation(inputs):
-            odds = prior[i] + state.gain(i)
-            probability = 1 / (1 + math.exp(-odds)) if odds > -500 else 0.0
+        # One after another, in random order: all odds stay as they are until something flips.
+        order, uniform = generator.permutation(inputs), generator.random(inputs)
+        while len(order):
+            probability = expit(prior[order] + state.gains()[order])
+            turned = np.flatnonzero((uniform[order] < probability) != state.inside[order])
+            done = int(turned[0]) + 1 if len(turned) else len(order)
             if sweep >= burn:
-                total[i] += probability
-            if (generator.random() < probability) != state.inside[i]:
-                state.flip(i)
+                total[order[:done]] += probability[:done]
+            if len(turned):
+                state.flip(order[done - 1])
+            order = order[done:]
         for i in generator.permutation(np.flatnonzero(state.inside)):
             # A partner is drawn from a law that is symmetric: the chain needs no correction.
             j = partners[i, generator.integers(partners.shape[1])] if partners.size else i
@@ -256,14 +265,16 @@ def support_chain(
     return Supports(torch.from_numpy(np.stack(draws)), torch.from_numpy(total / (sweeps - burn)))
 
 
-def _gain(own: np.ndarray, moment: np.ndarray, sign: float) -> float:
-    if len(moment) == 1:
-        scale = sign * float(own[0, 0])
-        return 0.5 * float(moment[0]) ** 2 / scale - 0.5 * sign * math.log(scale)
-    factor = np.linalg.cholesky(sign * own)
-    solved = np.linalg.solve(factor, moment)
-    log_det = 2 * float(np.log(np.diag(factor)).sum())
-    return 0.5 * float(solved @ solved) - 0.5 * sign * log_det
+def _gains(own: np.ndarray, moment: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    """½ m' A⁻¹ m − ½ sign · log |A| with A = sign · own, for blocks of one width."""
+    if moment.shape[1] == 1:
+        scale = sign * own[:, 0, 0]
+        gains: np.ndarray = 0.5 * (moment[:, 0] ** 2 / scale - sign * np.log(scale))
+        return gains
+    factor = np.linalg.cholesky(sign[:, None, None] * own)
+    solved = np.linalg.solve(factor, moment[:, :, None])[:, :, 0]
+    log_det = 2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1)
+    return np.asarray(0.5 * ((solved**2).sum(1) - sign * log_det))
 
 
 class _Swept:
@@ -282,17 +293,30 @@ class _Swept:
         self._whole[:size, size] = self._whole[size, :size] = law.moment
         bounds = np.searchsorted(law.owner, np.arange(inputs + 1))
         self._blocks = [slice(a, b) for a, b in itertools.pairwise(bounds.tolist())]
-        self.inside = np.zeros(inputs, dtype=bool)
+        widths = np.diff(bounds)
+        self._by_width = []
+        for width in np.unique(widths[widths > 0]):
+            own = np.flatnonzero(widths == width)
+            self._by_width.append((own, bounds[own, None] + np.arange(width)))
+        self.inside, self._flips = np.zeros(inputs, dtype=bool), 0
         self._matrix = self._whole.copy()
 
+    def gains(self) -> np.ndarray:
+        """log p(y | i in) − log p(y | i out) of every input, the others as they are."""
+        gains = np.zeros(len(self.inside))
+        # In, a block is minus the inverse of what it is out, and the moment its solution.
+        sign = np.where(self.inside, -1.0, 1.0)
+        for own, places in self._by_width:
+            blocks = self._matrix[places[:, :, None], places[:, None, :]]
+            gains[own] = _gains(blocks, self._matrix[places, -1], sign[own])
+        return gains
+
     def gain(self, i: int) -> float:
-        r"""log p(y | i in) − log p(y | i out), the others as they are."""
-        block = self._blocks[i]
-        if block.start == block.stop:
-            return 0.0
-        # In, the block is minus the inverse of what it is out, and the moment its solution.
-        sign = -1.0 if self.inside[i] else 1.0
-        return _gain(self._matrix[block, block], self._matrix[block, -1], sign)
+        """That of one."""
+        block, sign = self._blocks[i], np.array([-1.0 if self.inside[i] else 1.0])
+        return float(
+            _gains(self._matrix[None, block, block], self._matrix[None, block, -1], sign)[0]
+        )
 
     def exchange_gain(self, i: int, j: int) -> float:
         """log p(y | j in, i out) − log p(y | i in, j out), the others as they are."""
@@ -300,7 +324,7 @@ class _Swept:
         pivot = np.linalg.solve(matrix[own, own], np.c_[matrix[own, other], matrix[own, -1]])
         without = matrix[other, other] - matrix[other, own] @ pivot[:, :-1]
         moment = matrix[other, -1] - matrix[other, own] @ pivot[:, -1]
-        return _gain(without, moment, 1.0) - self.gain(i)
+        return float(_gains(without[None], moment[None], np.ones(1))[0]) - self.gain(i)
 
     def flip(self, i: int) -> None:
         """Take the input in or out."""
@@ -317,13 +341,17 @@ class _Swept:
             matrix[block, :] = sign * scaled.T
             matrix[block, block] = -pivot
         self.inside[i] = ~self.inside[i]
+        self._flips += 1
+        if self._flips == REFRESH:
+            self.refresh()
 
     def refresh(self) -> None:
         """Make the matrix anew, without the rounding of many flips."""
         inside, self._matrix = self.inside.copy(), self._whole.copy()
-        self.inside[:] = False
+        self.inside[:], self._flips = False, -len(inside)
         for i in np.flatnonzero(inside):
             self.flip(i)
+        self._flips = 0
 
     def partners(self, most: int = 8) -> np.ndarray:
         """For every input those it is exchanged for: whose weights explain most of its own's."""

@@ -149,7 +149,9 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
     """
     if len(posteriors) < 2:
         raise ValueError(f"expected at least two runs to merge, got {len(posteriors)}")
-    inclusions = [offered(p, "inclusion", "merging runs") for p in posteriors]
+    for posterior in posteriors:
+        offered(posterior, "guide_inclusion", "merging runs")
+    inclusions = [posterior.inclusion() for posterior in posteriors]
     shapes = [{name: len(pip) for name, pip in inclusion.items()} for inclusion in inclusions]
     for other in shapes[1:]:
         if other != shapes[0]:
