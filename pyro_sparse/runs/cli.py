@@ -183,6 +183,16 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--lr-hold", type=click.FloatRange(0, 1), help="Share of training before they do."
         ),
         click.option(
+            "--inclusion-start",
+            type=click.FloatRange(0, 1),
+            help="Share of training before the inclusion logits move.",
+        ),
+        click.option(
+            "--inclusion-rise",
+            type=click.FloatRange(0, 1),
+            help="Share of training over which their rate then rises.",
+        ),
+        click.option(
             "--inclusion-hold",
             type=click.FloatRange(0, 1),
             help="Share of training before the inclusion logits' rate falls.",

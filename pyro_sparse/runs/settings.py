@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,16 @@ SMALL: dict[str, Any] = {
     "kl_hold": 0.2,
     "kl_rise": 0.4,
 }
+# Probabilities are the question: what opens while the KL is cheap does not close again. Instead the
+# logits' rate is low, and waits until the weights have learnt something.
+PROBABILITIES: dict[str, Any] = {
+    **zoo.PLAIN,
+    "inclusion_lr": 2e-2,
+    "inclusion_start": 0.1,
+    "inclusion_rise": 0.2,
+    "inclusion_hold": 0.4,
+    "inclusion_stop": 1.0,
+}
 # Residual networks, as the authors of SS-GL and SS-GHS train ResNet-20.
 RESIDUAL: dict[str, Any] = {
     **LARGE,
@@ -76,28 +86,33 @@ def network_for(shape: Sequence[int]) -> str:
 
 
 def training_defaults(
-    n: int, shape: Sequence[int], net: str, chosen: Mapping[str, Any]
+    n: int, shape: Sequence[int], net: str, chosen: Mapping[str, Any], takes: Container[str]
 ) -> dict[str, Any]:
-    """How to train, by the size of the data and the kind of the network.
+    """How to train, by the size of the data, the kind of the network, and what is asked.
 
     With `MUCH` data, 60 epochs are thousands of steps. With less, epochs are many and batches small
     enough that there are some thousands of steps, too: 120 epochs in batches of 64, and where there
-    are less than `FEW_NUMBERS` to read, 300 in batches of 32. Residual networks have the schedule
-    of their authors; colour images are then shifted and mirrored.
+    are less than `FEW_NUMBERS` to read, 300 in batches of 32. Of so few, and wherever inputs are
+    selected, probabilities are the question. Residual networks have the schedule of their authors;
+    colour images are then shifted and mirrored.
 
     Args:
         n: training examples, those for validation included.
         shape: of one input.
         net: name of the network.
         chosen: what the user has chosen, options of the model and the guide included.
+        takes: names of the options that the model and the guide take.
     """
     if net.startswith("resnet"):
-        return {**RESIDUAL, "augment": len(shape) == 3 and shape[0] > 1}
-    if n >= MUCH:
-        return LARGE
-    if n * math.prod(shape) < FEW_NUMBERS:
-        return SMALL
-    return {**SMALL, "epochs": 120, "batch_size": 64}
+        found = {**RESIDUAL, "augment": len(shape) == 3 and shape[0] > 1}
+    elif n >= MUCH:
+        found = LARGE
+    elif n * math.prod(shape) < FEW_NUMBERS:
+        return {**SMALL, **PROBABILITIES}
+    else:
+        found = {**SMALL, "epochs": 120, "batch_size": 64}
+    selects = chosen.get("prune_inputs") and "inclusion" in takes
+    return {**found, **PROBABILITIES} if selects else found
 
 
 @dataclass(frozen=True)
@@ -113,8 +128,10 @@ class Settings:
         net: a name that `pyro_sparse.nets.build` knows.
         epochs, batch_size, lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
         schedule, lr_hold: how the learning rates fall, and the share of training before they do.
-        inclusion_hold, inclusion_stop: shares of training at which the inclusion logits' rate
-            begins to fall and at which it is 0.
+        inclusion_start, inclusion_rise: share of training before the inclusion logits move, and the
+            share over which their rate then rises.
+        inclusion_hold, inclusion_stop: shares of training at which that rate begins to fall and at
+            which it is 0.
         kl_start, kl_hold, kl_rise: the KL's weight, see
             :func:`pyro_sparse.infer.schedules.ramp`; ``kl_start`` is
             :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
@@ -159,6 +176,8 @@ class Settings:
     kl_rise: float
     scale_lr: float = 2e-2
     schedule: str = "cosine"
+    inclusion_start: float = 0.0
+    inclusion_rise: float = 0.0
     kl_start: float | None = None
     clip_norm: float | None = None
     num_particles: int = 1
@@ -224,7 +243,15 @@ _CHECKS: Any = (
         "a positive number",
     ),
     (
-        ("lr_hold", "inclusion_hold", "inclusion_stop", "kl_hold", "kl_rise"),
+        (
+            "lr_hold",
+            "inclusion_start",
+            "inclusion_rise",
+            "inclusion_hold",
+            "inclusion_stop",
+            "kl_hold",
+            "kl_rise",
+        ),
         lambda v: 0 <= v <= 1,
         "a share of training in [0, 1]",
     ),
@@ -279,8 +306,9 @@ def settings_for(
         if strict or name not in options.anywhere():
             raise ValueError(f"{model}: {nearest('option', name, sorted(known))}")
     name, n, shape = _size(data, root)
+    names = {*takes["model"], *takes["guide"]}
     net = chosen.get("net") or entry.settings.get("net") or network_for(shape)
-    defaults = {**training_defaults(n, shape, net, chosen), **entry.settings}
+    defaults = {**training_defaults(n, shape, net, chosen, names), **entry.settings}
     # Rules and passes select units by what the model's own guide knows, and its options are its.
     foreign = set() if matched else {*takes["guide"], "rule", "passes"}
     combined = {
