@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_sparse import guides, infer, models, nets, zoo
+from pyro_sparse import guides, infer, models, nets
 from pyro_sparse.data import Batches
 from pyro_sparse.infer.tape import Tape, Taped
 from pyro_sparse.likelihoods import Normal, Poisson
+from pyro_sparse.runs import zoo
 
 MODELS = sorted({entry.model for entry in zoo.ZOO.values()})
 LOOKS = {

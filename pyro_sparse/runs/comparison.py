@@ -3,7 +3,7 @@
 An entry is a model's name, with settings of its own where it has any: ``ss-ghs`` beside
 ``ss-ghs:variance=full`` compares two guides of one model. Every entry is trained with every seed;
 runs of one seed share data, batches and the network's initial weights, so that differences can be
-tested in pairs (:mod:`pyro_sparse.table`).
+tested in pairs (:mod:`pyro_sparse.runs.table`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse import infer, nets, page, zoo
+from pyro_sparse import infer, nets
 from pyro_sparse.data import Dataset
-from pyro_sparse.experiment import (
+from pyro_sparse.export import bench, compact
+from pyro_sparse.export.latency import ONNX, TORCH
+from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights, pareto_k
+from pyro_sparse.runs import page, zoo
+from pyro_sparse.runs.experiment import (
     PruningError,
     build,
     dense_network,
@@ -31,12 +35,9 @@ from pyro_sparse.experiment import (
     run,
     run_keep,
 )
-from pyro_sparse.export import bench, compact
-from pyro_sparse.export.latency import ONNX, TORCH
-from pyro_sparse.parallel import Failed, call_in_processes
-from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights, pareto_k
-from pyro_sparse.settings import Settings, parse_entry, settings_for
-from pyro_sparse.table import Table, tabulate
+from pyro_sparse.runs.parallel import Failed, call_in_processes
+from pyro_sparse.runs.settings import Settings, parse_entry, settings_for
+from pyro_sparse.runs.table import Table, tabulate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -67,10 +68,10 @@ class Comparison:
     def __str__(self) -> str:
         from rich.console import Console
 
-        from pyro_sparse import report
+        from pyro_sparse.runs import terminal
 
         text = io.StringIO()
-        report.print_comparison(self.runs[0]["data"], self.table, Console(file=text, width=140))
+        terminal.print_comparison(self.runs[0]["data"], self.table, Console(file=text, width=140))
         return text.getvalue()
 
 
@@ -78,7 +79,7 @@ def entry_settings(entry: str, data: str, **shared: Any) -> Settings:
     """Settings of an entry: its own ones, then the shared ones that its model takes, then defaults.
 
     Args:
-        entry: see :func:`~pyro_sparse.settings.parse_entry`.
+        entry: see :func:`~pyro_sparse.runs.settings.parse_entry`.
         data: name of the data set.
         **shared: attributes of `Settings`; None counts as not given.
 
@@ -121,7 +122,7 @@ def compare(
     seconds, which the tables say. A run that fails stops none of the others.
 
     Args:
-        entries: names with settings, see :func:`~pyro_sparse.settings.parse_entry`, or whole
+        entries: names with settings, see :func:`~pyro_sparse.runs.settings.parse_entry`, or whole
             `Settings`; one a name. Reference pruners without a budget come last, and get the median
             of the MACs that the others of their seed keep.
         data: a name that :func:`pyro_sparse.data.load` knows, or the data.
@@ -364,7 +365,7 @@ def run_seeds(
     """One model with several seeds, each in the run folder ``out/seed-K``; returns the summaries.
 
     Writes ``out/report.html`` of them all, which `analysis.analyse_seeds` adds to. Arguments as of
-    `compare` and :func:`~pyro_sparse.experiment.run`.
+    `compare` and :func:`~pyro_sparse.runs.experiment.run`.
 
     Raises:
         ValueError: before any training, where ``out`` is taken or the settings are wrong.

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pyro_sparse import compare as public_compare
-from pyro_sparse import comparison, data, experiment, models
-from pyro_sparse.comparison import compare, entry_settings, latency, measure, run_seeds
-from pyro_sparse.experiment import PruningError, settings_for
+from pyro_sparse import data, models
 from pyro_sparse.posterior import log_weights
-from pyro_sparse.zoo import ZOO
+from pyro_sparse.runs import comparison, experiment
+from pyro_sparse.runs.comparison import compare, entry_settings, latency, measure, run_seeds
+from pyro_sparse.runs.experiment import PruningError, settings_for
+from pyro_sparse.runs.zoo import ZOO
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 BOUNDS = {"elbo", "importance_weighted_elbo", "khat"}
