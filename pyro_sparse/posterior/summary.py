@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["GroupSummary", "Summary"]
+import torch
+from torch import Tensor
+
+from pyro_sparse.names import UNDECIDED, text_table
+
+from .network import FittedNetwork, SelectionRule
+
+__all__ = ["GroupSummary", "Summary", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,42 @@ class Summary:
             )
             for g in self.groups
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        return text_table(lines)
+
+
+def summarise(posterior: FittedNetwork, rule: SelectionRule | None = None) -> Summary:
+    """See :meth:`Posterior.summary <pyro_sparse.posterior.Posterior.summary>`."""
+    keep, inclusion = posterior.keep(rule), posterior.inclusion()
+    groups = []
+    for group in posterior.prunable_groups():
+        name = group.name
+        pip = inclusion.get(name)
+        counts: dict[str, Any] = {
+            "group": name,
+            "units": group.size,
+            "kept": int(keep[name].sum()),
+        }
+        if pip is None:
+            groups.append(GroupSummary(**counts))
+            continue
+        cumulative = _poisson_binomial(pip).cumsum(0)
+        entropy = torch.special.entr(pip) + torch.special.entr(1 - pip)
+        groups.append(
+            GroupSummary(
+                **counts,
+                expected=float(pip.sum()),
+                low=int((cumulative < 0.025).sum()),
+                high=int((cumulative < 0.975).sum()),
+                undecided=int(((pip > UNDECIDED[0]) & (pip < UNDECIDED[1])).sum()),
+                entropy=float(entropy.sum()),
             )
-            for line in lines
         )
+    return Summary(tuple(groups))
+
+
+def _poisson_binomial(probabilities: Tensor) -> Tensor:
+    """Law of a sum of independent Bernoullis, ``(n + 1,)``, by convolution in float64."""
+    law = torch.ones(1, dtype=torch.float64)
+    for p in probabilities.tolist():
+        law = torch.cat([law * (1 - p), law.new_zeros(1)]) + torch.cat([law.new_zeros(1), law * p])
+    return law
