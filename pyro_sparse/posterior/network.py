@@ -57,10 +57,10 @@ def default_rule(model: SparseModel) -> SelectionRule:
 
 
 class NetworkDraw(NamedTuple):
-    """One draw of a network; what was pruned for good is 0 in it.
+    """One draw of a network.
 
-    rows:    effective rows by group, ``(units, row length)``
-    gate:    on the input features, ``(features,)``, or None
+    rows:    effective rows by group, ``(units, row length)``; 0 for what was pruned for good
+    gate:    on the input features, ``(features,)``, or None; of the guide 0 for pruned ones
     latents: of the likelihood
     joint:   of all sites, with their densities
     """
@@ -341,7 +341,7 @@ class FittedNetwork(Fitted):
                 joint = draw(self._statements, guide, handler=handler)
             rows, gate, latents = joint.value
             rows = {name: support.rows(name, value) for name, value in rows.items()}
-            if gate is not None and support.restricted and "input" in support:
+            if gate is not None and not prior and support.restricted and "input" in support:
                 gate = gate * support["input"].to(gate.dtype)
             yield NetworkDraw(rows, gate, latents, joint)
 
