@@ -1,4 +1,4 @@
-"""Inference: the ELBO, local reparameterisation, and `fit`."""
+"""Inference: the ELBO, local reparameterisation, `fit`; regressions by enumeration and sampling."""
 
 from . import schedules
 from .checkpoint import checkpoint_file, restore, save_checkpoint
@@ -12,6 +12,7 @@ from .lower_bound import LowerBound, lower_bound
 from .memory import MemoryNeed, available_memory, memory_need
 from .processes import launch, make_fabric, on_first
 from .recipe import OPTIMIZERS
+from .regression import Enumeration, SupportDraws, enumerate_supports, gibbs
 from .stopping import Interrupted
 from .training import Run
 
@@ -19,6 +20,7 @@ __all__ = [
     "ELBO",
     "OPTIMIZERS",
     "Divergence",
+    "Enumeration",
     "GradientVariance",
     "Interrupted",
     "LocalReparameterisation",
@@ -26,10 +28,13 @@ __all__ = [
     "MemoryNeed",
     "Run",
     "RunFolder",
+    "SupportDraws",
     "available_memory",
     "check_data",
     "checkpoint_file",
+    "enumerate_supports",
     "fit",
+    "gibbs",
     "gradient_variance",
     "launch",
     "lower_bound",
