@@ -25,6 +25,8 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_sparse.distributions import SpikeAndSlab
+from pyro_sparse.infer import without_evidence
+from pyro_sparse.models import SparseModel
 
 from .draws import base_law, draw, exact_trace, log_density, measuring
 
@@ -104,6 +106,9 @@ def log_weights(
 ) -> Tensor:
     """log p(y, θ) − log q(θ) for draws of the guide; their mean estimates the ELBO.
 
+    Of a pruned `SparseModel`, less what the choice of its support costs, as
+    :func:`pyro_sparse.infer.lower_bound`, which has the same mean.
+
     Args:
         model, guide: Pyro callables with the same latent sites.
         args, kwargs: what both are called with: all of the data.
@@ -115,7 +120,8 @@ def log_weights(
     with measuring(model, guide):
         draws = (draw(model, guide, *args, **kwargs) for _ in range(num_samples))
         ratios = [one.log_p - one.log_q for one in draws]
-    return torch.tensor(ratios, dtype=torch.float64)
+    choice = model.support.log_prior() if isinstance(model, SparseModel) else 0.0
+    return torch.tensor(ratios, dtype=torch.float64) + choice
 
 
 def importance_weighted_elbo(ratios: Tensor, k: int = 100) -> tuple[float, float]:
@@ -153,18 +159,26 @@ class KHat:
     Attributes:
         joint: k-hat of all latents together.
         blocks: k-hat by block, see `khat`; empty where none was asked for.
-        ratios: log importance ratios of the joint draws.
+        ratios: log importance ratios of the joint draws, see `log_weights`.
             Shape: (S,).
+        without_evidence: why the bounds are not of a log evidence, see
+            :func:`pyro_sparse.infer.without_evidence`; None where they are.
     """
 
     joint: float
     blocks: dict[str, float]
     ratios: Tensor
+    without_evidence: str | None = None
 
     @property
     def elbo(self) -> float:
         """The evidence lower bound, nats."""
         return importance_weighted_elbo(self.ratios, 1)[0]
+
+    @property
+    def elbo_error(self) -> float:
+        """Standard error of `elbo` by the draws, nats."""
+        return importance_weighted_elbo(self.ratios, 1)[1]
 
     @property
     def importance_weighted_elbo(self) -> float:
@@ -187,9 +201,13 @@ class KHat:
         lines = [f"{'block'.ljust(width)}  k-hat  (reliable up to {self.threshold:.2f})"]
         for name, k in zip(names, [self.joint, *self.blocks.values()], strict=True):
             lines.append(f"{name.ljust(width)}  {k:5.2f}")
-        lines.append(
-            f"ELBO {self.elbo:.2f}, importance-weighted {self.importance_weighted_elbo:.2f}"
-        )
+        if self.without_evidence is None:
+            lines.append(
+                f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted "
+                f"{self.importance_weighted_elbo:.2f}"
+            )
+        else:
+            lines.append(f"no bound on an evidence: {self.without_evidence}")
         return "\n".join(lines)
 
 
@@ -276,7 +294,7 @@ def khat(
                 )
                 found.setdefault(name, []).append(pareto_k(block_ratios))
     middle = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
-    return KHat(joint, middle, ratios)
+    return KHat(joint, middle, ratios, without_evidence(model, guide, *args, **kwargs))
 
 
 def _fixed_slabs(base: Any, parts: Sequence[str], count: int) -> Iterator[int]:

@@ -88,6 +88,14 @@ class Fitted:
         Returns:
             ``{group: (units,)}``, on the CPU.
         """
+        return self.guide_inclusion()
+
+    def guide_inclusion(self) -> dict[str, Tensor]:
+        """γ by group under the guide, by which units are kept and networks drawn.
+
+        Returns:
+            ``{group: (units,)}``, on the CPU.
+        """
         return self._laws("inclusion")
 
     def noise(self) -> dict[str, TruncatedLogNormal]:

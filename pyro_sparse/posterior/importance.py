@@ -54,7 +54,7 @@ class Offered:
 
 
 def inclusion_probability(posterior: FittedNetwork) -> dict[str, Tensor]:
-    """γ = q(unit is in)."""
+    """γ = q(unit is in), the guide's own, see `Posterior.guide_inclusion`."""
     return posterior.offer("inclusion", "the inclusion probability").values
 
 

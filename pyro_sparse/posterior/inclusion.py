@@ -140,7 +140,9 @@ def merge(posteriors: Sequence[FittedNetwork]) -> MergedInclusion:
     """
     if len(posteriors) < 2:
         raise ValueError(f"expected at least two runs to merge, got {len(posteriors)}")
-    inclusions = [p.offer("inclusion", "merging runs").values for p in posteriors]
+    for posterior in posteriors:
+        posterior.offer("inclusion", "merging runs")
+    inclusions = [posterior.inclusion() for posterior in posteriors]
     shapes = [{name: len(pip) for name, pip in inclusion.items()} for inclusion in inclusions]
     for other in shapes[1:]:
         if other != shapes[0]:
@@ -165,7 +167,7 @@ def merge(posteriors: Sequence[FittedNetwork]) -> MergedInclusion:
 @torch.no_grad()
 def _expected_parameters(posterior: FittedNetwork) -> dict[str, Tensor]:
     """Posterior means of the network's parameters, exclusion counted: γ times the mean."""
-    inclusion, graph = posterior.inclusion(), posterior.model.graph
+    inclusion, graph = posterior.guide_inclusion(), posterior.model.graph
     rows = {}
     for name, value in posterior.guide.mean_rows().items():
         value = value.detach().double().cpu()

@@ -19,6 +19,7 @@ from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 from pyro_sparse.precision import full_precision
 
+from .calibration import class_probabilities, temper
 from .draws import Draw, draw, measuring
 from .fitted import Fitted
 
@@ -108,6 +109,22 @@ class FittedNetwork(Fitted):
         self._dense_macs: int | None = None
 
     # -- which units -----------------------------------------------------------------------------
+
+    def inclusion(self) -> dict[str, Tensor]:
+        """Posterior inclusion probabilities by group.
+
+        Of hidden units the guide's γ. Of inputs those of a chain over supports that `fit` ran at
+        its end, where it did: it knows of correlated inputs, which the guide has independent, see
+        :mod:`pyro_sparse.infer.supports`. `objective` says which they are. Groups that the model
+        cannot exclude are absent; a dense model has none.
+
+        Returns:
+            ``{group: (units,)}``, on the CPU.
+        """
+        found, chain = self.guide_inclusion(), self.guide.chain()
+        if chain is not None:
+            found["input"] = chain[0].double().cpu()
+        return found
 
     def keep(self, rule: SelectionRule | None = None) -> dict[str, Tensor]:
         """Masks of the units to keep, for every group of the network.
@@ -346,7 +363,8 @@ class FittedNetwork(Fitted):
             yield NetworkDraw(rows, gate, latents, joint)
 
     def _statements(self) -> Any:
-        return self.model.rows(), self.model.input_gate(), self.model.likelihood.sites()
+        rows, gate = self.model.latents()
+        return rows, gate, self.model.likelihood.sites()
 
     def draws(
         self, x: Tensor, num_samples: int = 20, batch_size: int = 4096
@@ -372,7 +390,9 @@ class FittedNetwork(Fitted):
                 {name: value.to(x.device) for name, value in one.latents.items()},
             )
 
-    def predict(self, x: Tensor, num_samples: int = 20, batch_size: int = 4096) -> Tensor:
+    def predict(
+        self, x: Tensor, num_samples: int = 20, batch_size: int = 4096, temperature: float = 1.0
+    ) -> Tensor:
         """Draws of the likelihood's natural output: class probabilities, or the mean.
 
         Args:
@@ -380,9 +400,19 @@ class FittedNetwork(Fitted):
                 Shape: (N, ...).
             num_samples: how many draws; average over them for the ensemble's prediction.
             batch_size: examples that pass through the network at once.
+            temperature: of that average, for classes; by `temperature`. See
+                :func:`~pyro_sparse.posterior.calibration.temper`.
 
         Returns:
             ``(num_samples, N, ...)``.
+
+        Raises:
+            ValueError: a temperature other than 1 where targets are numbers.
         """
-        natural = self.model.likelihood.natural
-        return torch.stack([natural(out) for out, _ in self.draws(x, num_samples, batch_size)])
+        likelihood = self.model.likelihood
+        drawn = self.draws(x, num_samples, batch_size)
+        natural = torch.stack([likelihood.natural(output) for output, _ in drawn])
+        if temperature == 1:
+            return natural
+        tempered = temper(class_probabilities(likelihood, natural), temperature).to(natural.dtype)
+        return tempered if tempered.dim() == natural.dim() else tempered[..., 1]

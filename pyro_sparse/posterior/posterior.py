@@ -13,6 +13,7 @@ from .calibration import (
     PredictiveCalibration,
     calibrate,
     class_probabilities,
+    fitted_temperature,
     predictive_scores,
 )
 from .contraction import Contraction, Radius, contraction, radius
@@ -24,7 +25,7 @@ from .metrics import (
 )
 from .network import FittedNetwork, SelectionRule
 from .record import record
-from .summary import Summary, summarise
+from .summary import Objective, Summary, objective, summarise
 
 __all__ = ["Posterior"]
 
@@ -51,6 +52,26 @@ class Posterior(FittedNetwork):
         """
         return summarise(self, rule)
 
+    def objective(self) -> Objective:
+        """What the inclusion probabilities belong to."""
+        return objective(self)
+
+    def temperature(self, x: Tensor, y: Tensor, num_samples: int = 100) -> float:
+        """The temperature at which the ensemble predicts these classes best.
+
+        Args:
+            x: inputs that training has not seen, and that no test is made on.
+                Shape: (N, ...).
+            y: their labels.
+                Shape: (N,).
+            num_samples: draws.
+
+        Raises:
+            ValueError: there are no rows, or targets are numbers.
+        """
+        probabilities = class_probabilities(self.model.likelihood, self.predict(x, num_samples))
+        return fitted_temperature(probabilities, y)
+
     @torch.no_grad()
     def evaluate(
         self,
@@ -59,6 +80,7 @@ class Posterior(FittedNetwork):
         num_samples: int = 20,
         keep: Mapping[str, Tensor] | None = None,
         target_scale: float = 1.0,
+        temperature: float = 1.0,
     ) -> dict[str, float]:
         """Scores of the ensemble of draws beside those of the one network that is shipped.
 
@@ -71,23 +93,26 @@ class Posterior(FittedNetwork):
             keep: masks by group; the default rule's when absent.
             target_scale: standard deviation that the targets were divided by: RMSE and NLL are
                 given in the target's own unit.
+            temperature: of the ensemble, see `predict`.
 
         Returns:
             ``accuracy_…`` and ``ece_…`` for classes, ``rmse_…`` for numbers, and ``nll_…`` (nats
-            per example), each for ``ensemble`` and ``compact``.
+            per example), each for ``ensemble`` and ``compact``; with standard errors by the rows,
+            ``accuracy_ensemble_error`` and so on.
         """
         latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
         predictors: dict[str, Iterable[tuple[Tensor, dict[str, Tensor]]]] = {
             "ensemble": self.draws(x, num_samples),
             "compact": [(self.masked(x, keep), latents)],
         }
-        return {
-            f"{score}_{name}": value
-            for name, draws in predictors.items()
-            for score, value in predictive_scores(
-                self.model.likelihood, draws, y, target_scale
-            ).items()
-        }
+        scores = {}
+        for name, draws in predictors.items():
+            own = temperature if name == "ensemble" else 1.0
+            found = predictive_scores(self.model.likelihood, draws, y, target_scale, own)
+            for key, value in found.items():
+                score, *error = key.split("_")
+                scores["_".join([score, name, *error])] = value
+        return scores
 
     def calibration(
         self,
@@ -96,6 +121,7 @@ class Posterior(FittedNetwork):
         num_samples: int = 100,
         keep: Mapping[str, Tensor] | None = None,
         target_scale: float = 1.0,
+        temperature: float = 1.0,
     ) -> dict[str, PredictiveCalibration]:
         """How far predictions can be believed: of the ensemble, and of the one compact network.
 
@@ -107,6 +133,7 @@ class Posterior(FittedNetwork):
             num_samples: draws of the ensemble; the 95 % interval needs more than a mean does.
             keep: masks by group; the default rule's when absent.
             target_scale: standard deviation that the targets were divided by.
+            temperature: of the ensemble, see `predict`.
 
         Returns:
             ``{"ensemble": ..., "compact": ...}``.
@@ -119,7 +146,7 @@ class Posterior(FittedNetwork):
         latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
         compact = [(self.masked(x, keep), latents)]
         return {
-            "ensemble": calibrate(likelihood, ensemble, y, target_scale),
+            "ensemble": calibrate(likelihood, ensemble, y, target_scale, temperature),
             "compact": calibrate(likelihood, compact, y, target_scale),
         }
 
