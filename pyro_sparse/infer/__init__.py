@@ -13,7 +13,8 @@ from .memory import MemoryNeed, available_memory, memory_need
 from .processes import launch, make_fabric, on_first
 from .recipe import OPTIMIZERS
 from .regression import Enumeration, SupportDraws, enumerate_supports, gibbs
-from .training import Interrupted, Run
+from .stopping import Interrupted
+from .training import Run
 
 __all__ = [
     "ELBO",

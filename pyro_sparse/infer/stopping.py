@@ -7,7 +7,24 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["StopRequest"]
+from .history import Run
+
+__all__ = ["Interrupted", "StopRequest"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and has saved what it had.
+
+    Attributes:
+        run: the epochs that are done.
+        signum: the signal, ``signal.SIGINT`` or ``signal.SIGTERM``.
+        exit_code: by convention of a process that ends for it, 130 or 143.
+    """
+
+    def __init__(self, message: str, run: Run, signum: int) -> None:
+        super().__init__(message)
+        self.run, self.signum = run, signum
+        self.exit_code = 128 + signum
 
 
 class StopRequest:
