@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +23,19 @@ from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 
-from .allocator import keep_freed_memory
 from .checkpoint import State, write_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
 from .folder import RunFolder
+from .identity import identity
 from .lower_bound import lower_bound
 from .memory import check_memory, kept_bytes, memory_need
 from .processes import launch, make_fabric, on_first, share, unify
 from .recipe import FusedAdam, Recipe
 from .schedules import Schedule
 from .stopping import StopRequest
-from .training import RETRY_FACTOR, Run, Training
+from .supports import keep_supports
+from .training import RETRY_FACTOR, Run, Training, length
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -49,15 +51,31 @@ VALIDATION_BATCH = 1000
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
     """Raise ``ValueError`` unless the model can be trained on ``x`` and ``y``."""
     check(x, y, classes=None, features=model.example_shape[1:], where=where)
-    with torch.no_grad():
-        rows = model.initial_rows()
-        output = model.run(x[:2].to(next(iter(rows.values())).device), rows)
-    # Targets are checked against the network's outputs, which a couple of examples reveal.
-    output = output[:1].expand(len(x), *output.shape[1:])
-    try:
-        model.likelihood.check(output, y.to(output.device))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    BatchCheck(model, x)(x, y, where)
+
+
+class BatchCheck:
+    """Raises ``ValueError`` unless a batch fits the model: shapes, types and ranges.
+
+    Args:
+        model: its likelihood knows what targets are.
+        x: a couple of examples, which reveal what the network makes of one.
+    """
+
+    def __init__(self, model: SparseModel, x: Tensor) -> None:
+        self.model = model
+        with torch.no_grad():
+            rows = model.initial_rows()
+            output = model.run(x[:2].to(next(iter(rows.values())).device), rows)
+        self.output = output[:1]
+
+    def __call__(self, x: Tensor, y: Tensor, where: str) -> None:
+        check(x, y, classes=None, features=self.model.example_shape[1:], where=where)
+        output = self.output.expand(len(x), *self.output.shape[1:])
+        try:
+            self.model.likelihood.check(output, y.to(output.device))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 def fit(
@@ -96,18 +114,21 @@ def fit(
         epochs: passes over the data.
         lr: learning rate of the weights' locations and variances.
         inclusion_lr: learning rate of the inclusion logits, 10 ``lr`` by default: they have to move
-            by several units while the weights move by hundredths.
+            by several units while the weights move by hundredths; 4 ``lr`` where probabilities are
+            the question, see ``kl_weight``.
         scale_lr: learning rate of log-normal scales and precisions, 5 ``lr`` by default.
         optimizer: makes the optimiser from parameter groups that have their ``lr``; Adam by
             default.
         schedule: factor on the learning rates by progress in [0, 1], see
             :mod:`pyro_sparse.infer.schedules`; ``cosine(hold=0.4)`` by default.
-        inclusion_schedule: the same for the inclusion logits, ``schedule`` by default. One that
-            ends early decides the units early and keeps them.
-        kl_weight: weight of the KL by progress in [0, 1], by default
+        inclusion_schedule: the same for the inclusion logits. One that ends early decides the units
+            early and keeps them.
+        kl_weight: weight of the KL by progress in [0, 1]. Where probabilities are the question
+            (inputs are selected, or data are few: ``model.asks_for_probabilities``) it is 1
+            throughout by default, the evidence lower bound, and the inclusion logits' rate rises
+            from 0 to ``schedule`` between a tenth and three tenths of training. Elsewhere it is
             ``ramp(cheap(num_data), hold=0.2, change=0.4)``: units polarise while the KL is cheap,
-            and the last 40 % of training maximise the evidence lower bound. ``constant()`` is that
-            bound throughout.
+            and the last 40 % of training maximise the bound.
         clip_norm: largest norm of the gradient of the loss per example.
         num_particles: draws of the guide a step.
         local_reparameterisation: see :mod:`pyro_sparse.infer.local_reparameterisation`.
@@ -171,14 +192,14 @@ def fit(
     # A DataLoader draws from the global generator when it is iterated, and so does dropout.
     with torch.random.fork_rng([]):
         x, y, batch_size = _check_loader(model, loader)
+        # Loaders that do not hold their data are looked at as their batches come.
+        batch_check = None if _holds_data(loader) else BatchCheck(model, x)
         held_out = None if validation is None else _validation_batches(model, validation)
 
     if fabric is None:
         fabric = make_fabric()
     launch(fabric)
     shared = share(loader, fabric)
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
     if fabric.strategy.precision.precision == "32-true":  # as the estimate is made
         device = model.output_scale.device
@@ -187,11 +208,21 @@ def fit(
         check_memory(need, fabric.device, need.parameters if device == fabric.device else 0)
     devices = range(torch.cuda.device_count())
     bar = _progress_bar(progress and fabric.is_global_zero)
-    with torch.random.fork_rng(devices), bar, StopRequest() as stop:
+    run_of = None
+    if folder is not None:
+        options = {"epochs": epochs, "num_particles": num_particles, **recipe.described()}
+        run_of = identity(model, guide, loader, options)
+    with (
+        torch.random.fork_rng(devices),
+        bar,
+        _alone(folder, fabric),
+        StopRequest() as stop,
+    ):
         torch.manual_seed(seed + fabric.global_rank)
         training = Training(
             model, guide, elbo, shared, recipe, fabric, stop,
             Run(out=None if folder is None else folder.path), epochs=epochs, tape=tape,
+            identity=run_of, check=batch_check,
         )  # fmt: skip
         run = training.run
         unify(fabric, model, guide)
@@ -227,6 +258,8 @@ def fit(
             if held_out is not None:
                 bound = lower_bound(model, guide, held_out, draws=VALIDATION_DRAWS, seed=seed)
                 metrics["validation_elbo_per_datum"] = bound.value / model.num_data
+            if metrics["epoch"] == epochs:
+                keep_supports(model, guide, loader, seed)
             training.keep(metrics)
             if retries or folder is not None:
                 state = training.state()
@@ -250,6 +283,16 @@ def _resume(training: Training, folder: RunFolder) -> State | None:
     if interrupted is not None:
         training.install(interrupted, folder.interrupted)
     return last
+
+
+@contextlib.contextmanager
+def _alone(folder: RunFolder | None, fabric: Fabric) -> Iterator[None]:
+    """Context in which no other process writes to the folder; of several processes one looks."""
+    if folder is None or not fabric.is_global_zero:
+        yield
+        return
+    with folder.alone():
+        yield
 
 
 def _given_up(error: Divergence, training: Training, folder: RunFolder | None) -> Divergence:
@@ -292,14 +335,15 @@ def _check_loader(
     Returns:
         A few examples, and how many a batch has.
     """
-    if isinstance(loader, Sized) and len(loader) == 0:
+    if length(loader) == 0:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
     if what == "training data":
         _check_size(model, loader)
-    if hasattr(loader, "x") and hasattr(loader, "y"):
-        check_data(model, loader.x, loader.y, what)
-        size = getattr(loader, "batch_size", len(loader.x))
-        return loader.x[:4], loader.y[:4], min(size, len(loader.x))
+    held: Any = loader
+    if _holds_data(loader):
+        check_data(model, held.x, held.y, what)
+        size = getattr(loader, "batch_size", len(held.x))
+        return held.x[:4], held.y[:4], min(size, len(held.x))
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
@@ -308,15 +352,21 @@ def _check_loader(
     return x[:4], y[:4], len(x)
 
 
+def _holds_data(loader: Any) -> bool:
+    return hasattr(loader, "x") and hasattr(loader, "y")
+
+
 def _check_size(model: SparseModel, loader: Any) -> None:
     """Raise ``ValueError`` where the loader has another number of examples than the model.
 
     The likelihood of a batch is scaled to ``num_data`` examples: a wrong number tempers the
     posterior without a word.
     """
-    # Of a DataLoader, a sampler may choose fewer examples than there are.
-    holders = (getattr(loader, name, None) for name in ("x", "dataset", "sampler"))
-    sizes = [len(one) for one in holders if isinstance(one, Sized)]
+    # Of a DataLoader, a sampler may choose fewer examples than there are; a stream has none.
+    names = ["x", "dataset", "sampler"]
+    if isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset):
+        names = ["dataset"]
+    sizes = [size for name in names if (size := length(getattr(loader, name, None))) is not None]
     if sizes and model.num_data not in sizes:
         raise ValueError(
             f"the model has num_data={model.num_data}, but the loader {sizes[0]} examples; the "
