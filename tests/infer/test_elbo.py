@@ -230,7 +230,7 @@ class TestAgainstPyro:
     def test_relaxed_guides_are_refused_where_their_density_is_needed(self, classifier):
         model, guide, x, y = classifier("ss-ig")
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO())
-        with pytest.raises(RuntimeError, match="no density.*TraceMeanField_ELBO"):
+        with pytest.raises(RuntimeError, match="have no density"):
             svi.step(x, y)
 
     @pytest.mark.parametrize("name", SPARSE)
