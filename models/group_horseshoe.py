@@ -41,6 +41,8 @@ class GroupHorseshoe(HalfCauchyModel):
     Source: Louizos, Ullrich, Welling, NeurIPS 2017, arXiv 1705.08665, section 4.2.
     """
 
+    not_taken = ("input_inclusion_probability",)
+
     def __init__(
         self,
         net: nn.Module,
@@ -60,7 +62,7 @@ class GroupHorseshoe(HalfCauchyModel):
             **shared,
         )
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def unit_scales(self, name: str) -> Tensor:
         r""":math:`s_l τ_j`, ``(units,)``."""

@@ -39,6 +39,8 @@ class LogNormalNoise(Deterministic):
     Source: Neklyudov, Molchanov, Ashukha, Vetrov, NeurIPS 2017, arXiv 1705.07283.
     """
 
+    not_taken = ("output_scale", "input_inclusion_probability")
+
     def __init__(
         self,
         net: nn.Module,
@@ -54,7 +56,7 @@ class LogNormalNoise(Deterministic):
         self.register_constant("low", low)
         self.register_constant("high", high)
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def noise(self, name: str) -> Tensor:
         """``{name}.noise``, ``(units,)``."""
