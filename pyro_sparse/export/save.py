@@ -19,7 +19,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, fx, nn
 
 from pyro_sparse import nets
-from pyro_sparse.graph import trace
+from torch.fx import symbolic_trace as trace
 
 from .card import model_card
 from .check import described, input_of, largest_difference
