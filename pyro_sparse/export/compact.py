@@ -621,8 +621,7 @@ def _own_class(
     if gathers and (type(work.full) is not nn.Sequential or _place_in(work) is None):
         raise _Obstacle("input features go, and the network is no nn.Sequential")
     tried = []
-    sizes = list(_sizes(work))
-    for some in dict.fromkeys([tuple(sizes), tuple(s for s in sizes if s.sure), ()]):
+    for some in _attempts(list(_sizes(work))):
         small = copy.deepcopy(work.full)
         try:
             _cut_in_place(work, small, some)
@@ -714,6 +713,9 @@ COUNTED = re.compile(r"head|channel|feature|hidden|embed|width|inner|size|dim|pl
 NOT_COUNTED = re.compile(r"kernel|patch|image|window|vocab|head_dim|head_size|stride|layer|eps|drop")
 
 
+ATTEMPTS = 12
+
+
 @dataclass(frozen=True)
 class _Size:
     """An attribute of a module that counts units.
@@ -726,6 +728,11 @@ class _Size:
     old: Any
     new: Any
     sure: bool
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The same for layers that stand in the same place of their blocks."""
+        return self.path.rpartition(".")[2], self.name
 
     def set(self, net: nn.Module) -> None:
         setattr(net.get_submodule(self.path), self.name, self.new)
@@ -781,6 +788,14 @@ def _sizes(work: _Compaction) -> Iterator[_Size]:
                 new_tuple = tuple(next(iter(by_old[v])) if len(by_old.get(v, ())) == 1 else v for v in value)
                 if new_tuple != value:
                     yield _Size(path, name, value, new_tuple, True)
+
+
+def _attempts(sizes: list[_Size]) -> Iterator[tuple[_Size, ...]]:
+    """Attributes to set: all of them, all but those of one name, the sure ones, none."""
+    kinds = dict.fromkeys(size.kind for size in sizes)
+    some = [tuple(sizes), *(tuple(s for s in sizes if s.kind != kind) for kind in kinds)]
+    some = [*some[:ATTEMPTS], tuple(size for size in sizes if size.sure), ()]
+    yield from dict.fromkeys(some)
 
 
 def _place_in(work: _Compaction) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from .capture import Captured
 from .operations import Movement, Passing, Pointwise, operation_of
 from .removal import Removal
+from .structure import OUTPUT_UNITS
 from .units import KEPT, Blocked, Value, compressed
 from .walk import Step, Unsupported, Use, Walk, Weight, parts, shape_of, unknown, without_units
 
@@ -85,7 +86,7 @@ def _note(analysis: Analysis, node: fx.Node) -> None:
     elif node.op == "output":
         for source in node.all_input_nodes:
             for value in parts(walk.value(source) if source in walk.values else None):
-                walk.atoms.block(value.labels, "units of the network's output")
+                walk.atoms.block(value.labels, OUTPUT_UNITS)
                 walk.mark(value)
     elif getattr(node.target, "__name__", "") == "getitem" and node.args[0] in walk.values:
         walk.values[node] = walk.values[node.args[0]][node.args[1]]  # type: ignore[index]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .analysis import Analysis, analyse, varying
 from .capture import Example, Inputs, Output, capture, without_weight_norm
 from .operations import operation_of
-from .structure import Graph, Group, ParameterSlice, Product, ReaderSlice, Width
+from .structure import OF_NO_UNITS, Graph, Group, ParameterSlice, Product, ReaderSlice, Width
 from .walk import Weight
 
 __all__ = ["groups"]
@@ -25,7 +25,7 @@ EXAMPLES = 16
 """Examples of the input that a graph keeps, to check smaller networks on."""
 
 
-def groups(net: nn.Module, example: Example, output: str | int | None = None) -> Graph:
+def groups(net: nn.Module, example: Example, output: Output | None = None) -> Graph:
     """Find the groups of a network.
 
     Every parameter that is trained stands in one: rows of units that can be removed together, or of
@@ -53,12 +53,11 @@ def groups(net: nn.Module, example: Example, output: str | int | None = None) ->
         net, inputs = copy.deepcopy(net).cpu(), inputs.map(lambda value: value.cpu())
     net = without_weight_norm(net)
     inputs = inputs.map(lambda value: value.detach().clone())
-    chosen = None if output is None else Output(output)
     captured = None
     if inputs.batch > EXAMPLES:
         with contextlib.suppress(ValueError):  # not all tensors of this length are examples
-            captured = capture(net, inputs.rows(slice(EXAMPLES)), chosen)
-    captured = captured or capture(net, inputs, chosen)
+            captured = capture(net, inputs.rows(slice(EXAMPLES)), output)
+    captured = captured or capture(net, inputs, output)
     return _Gathered(net, analyse(net, captured)).graph()
 
 
@@ -245,7 +244,7 @@ class _Gathered:
                 for name, shape in zip(members, shapes, strict=True)
             )
             reasons = [self.walk.failures[n] for n in members if n in self.walk.failures]
-            reason = (reasons or ["these parameters belong to no units"])[0]
+            reason = (reasons or [OF_NO_UNITS])[0]
             norm = len(shapes[0]) == 1 and owner not in members
             found.append(
                 Group(owner, size, "norm" if norm else "parameter", writers, (), False, reason)
@@ -329,6 +328,10 @@ def _products(analysis: Analysis, groups: tuple[Group, ...]) -> Iterator[Product
             labels = analysis.input_units()
         units |= dict.fromkeys(labels.tolist(), group.name)
     sizes = {group.name: group.size for group in groups}
+    depends = set()  # on the input, so that it is computed for every one
+    for node in analysis.captured.graph.nodes:
+        if node.op == "placeholder" or any(source in depends for source in node.all_input_nodes):
+            depends.add(node)
 
     def width(labels: Tensor, entries: int) -> Width:
         """Of a dimension of so many entries, with a label each, or one for all of them."""
@@ -344,6 +347,7 @@ def _products(analysis: Analysis, groups: tuple[Group, ...]) -> Iterator[Product
         operation = operation_of(step.node.target)
         if operation is None or step.node in walk.refused:
             continue
+        each = batch if step.node in depends else 1
         for product in operation.products(step, width):
             if product.rows.units or product.columns.units:
-                yield replace(product, factor=product.factor // batch)
+                yield replace(product, factor=product.factor // each)

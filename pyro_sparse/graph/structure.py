@@ -21,6 +21,11 @@ from .capture import Inputs
 __all__ = ["Graph", "Group", "ParameterSlice", "Product", "ReaderSlice", "Width"]
 
 
+OUTPUT_UNITS = "units of the network's output"
+OF_NO_UNITS = "these parameters belong to no units"
+NO_UNITS = (OUTPUT_UNITS, OF_NO_UNITS)
+
+
 @dataclass(frozen=True)
 class ParameterSlice:
     """A group's units along dimension ``dim`` of a parameter, ``block`` entries each.
@@ -472,6 +477,20 @@ class Graph:
 
     def _prunable(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: mask for name, mask in masks.items() if self[name].prunable}
+
+    def obstacles(self) -> dict[str, float]:
+        """Why units stay that are not the network's output, with their share of all units.
+
+        The share is of the units of layers, most frequent reasons first; parameters that belong to
+        no unit do not count.
+        """
+        layers = [group for group in self if group.writers and group.reason not in NO_UNITS]
+        total = sum(group.size for group in layers)
+        shares: dict[str, float] = {}
+        for group in layers:
+            if not group.prunable:
+                shares[group.reason] = shares.get(group.reason, 0.0) + group.size / total
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     def explain(self) -> str:
         """A table of the groups, and of the parameters that stand in none, with the reasons."""
