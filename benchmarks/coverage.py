@@ -46,8 +46,8 @@ from typing import Any
 
 import torch
 
-from pyro_sparse import comparison, experiment
-from pyro_sparse.parallel import Failed, call_in_processes
+from pyro_sparse.runs import comparison, experiment
+from pyro_sparse.runs.parallel import Failed, call_in_processes
 
 SETS = ("concrete", "energy", "yacht", "wine-quality-red")
 HEADER = (

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pyro_sparse import deployment, nets, report
+from pyro_sparse import nets
 from pyro_sparse.export import compact_network, equivalence, save
 from pyro_sparse.export.compact import readmitting
 from pyro_sparse.graph import Graph, groups
+from pyro_sparse.runs import deployment, terminal
 
 
 def counts(graph: Graph, options: argparse.Namespace) -> dict[str, int]:
@@ -65,7 +66,7 @@ def main() -> None:
     with torch.no_grad():
         difference = export(net, torch.randn(8, *shape), options)
     print(f"masked against compact: {difference:.1e}")
-    report.print_bench(deployment.bench(options.folder, seconds=options.seconds))
+    terminal.print_bench(deployment.bench(options.folder, seconds=options.seconds))
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 import pyro_sparse as ps
 from pyro_sparse.infer.schedules import Schedule, constant, ramp
-from pyro_sparse.parallel import Failed, call_in_processes
 from pyro_sparse.posterior import Curve, Posterior, theoretical_rate
 from pyro_sparse.posterior.contraction import fitted_rate
+from pyro_sparse.runs.parallel import Failed, call_in_processes
 
 MODELS = {
     "ss-ig": ps.models.SpikeSlabGaussian,

@@ -22,9 +22,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pyro_sparse import deployment, experiment, export, infer, names, nets
+from pyro_sparse import export, infer, names, nets
 from pyro_sparse.export.onnx import onnx_available
-from pyro_sparse.settings import Settings, settings_for
+from pyro_sparse.runs import deployment, experiment
+from pyro_sparse.runs.settings import Settings, settings_for
 
 MODELS = ("dense", "ss-gl", "ss-ghs")
 # Few epochs, and steps that few numbers decide: Adam moves logits and scales at their own rate,

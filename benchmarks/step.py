@@ -65,13 +65,14 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
-from pyro_sparse import data, guides, infer, models, nets, zoo
+from pyro_sparse import data, guides, infer, models, nets
 from pyro_sparse.infer.allocator import keep_freed_memory
 from pyro_sparse.infer.divergence import gradient_sums
 from pyro_sparse.infer.recipe import Recipe
 from pyro_sparse.infer.stopping import StopRequest
 from pyro_sparse.infer.training import Run, Training
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.runs import zoo
 
 VARIANCES = ("tied", "row", "rank-2", "full")
 """Of the guides' rows."""

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from pyro_sparse import compact, data, experiment, infer, settings
+from pyro_sparse import compact, data, infer
 from pyro_sparse.posterior import Posterior, accuracy
+from pyro_sparse.runs import experiment, settings
 
 from .step import Dense, Machine, Times, timed
 

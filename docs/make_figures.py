@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pyro_sparse import experiment
 from pyro_sparse.posterior import plots
+from pyro_sparse.runs import experiment
 
 
 def main(folder: Path) -> None:

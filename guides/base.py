@@ -70,9 +70,10 @@ class GroupGuide(LocalPyroModule):
         self.support = model.support
         self.row_families = nn.ModuleDict()
         likelihood = model.likelihood
-        self.noise_precision: LogNormalFamily | GammaFamily | None = None
+        self.noise_precision: GammaFamily | None = None
         if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
-            self.noise_precision = LogNormalFamily(torch.zeros_like(likelihood.rate), 0.1)
+            # The law of the closed optimum, where `fit` sets it (pyro_sparse.infer.noise).
+            self.noise_precision = GammaFamily(likelihood.rate)
 
     def make_rows(
         self,

@@ -11,12 +11,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import JointNormal
-from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import ReducibleGaussian as Model
 from pyro_sparse.models.base import positive
 
 from .base import GroupGuide, Reducible, key
-from .families import GammaFamily, GaussianRows
+from .families import GaussianRows
 
 __all__ = ["ReducibleGaussian"]
 
@@ -137,8 +136,6 @@ class ReducibleGaussian(GroupGuide):
                 if joint
                 else MeanFieldRows(start, variance, initial_scale)
             )
-        if isinstance(model.likelihood, Normal) and self.noise_precision is not None:
-            self.noise_precision = GammaFamily(model.likelihood.rate)
         self.register_buffer("prior_variance", model.prior_scale.square())
 
     def gaussians(self) -> dict[str, Reducible]:

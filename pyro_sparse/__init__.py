@@ -18,6 +18,9 @@ networks' loader do not wait for torch and Pyro.
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,12 +35,13 @@ if TYPE_CHECKING:
         models,
         nets,
         posterior,
-        zoo,
+        runs,
     )
-    from .comparison import compare
     from .export.shipping import compact
     from .infer.fit import fit
     from .posterior import Posterior, fit_seeds
+    from .runs import zoo
+    from .runs.comparison import compare
 
 __version__ = "0.1.0"
 
@@ -57,23 +61,56 @@ __all__ = [
     "models",
     "nets",
     "posterior",
+    "runs",
     "zoo",
 ]
 
 _HOME = {
     "Posterior": "posterior",
     "compact": "export",
-    "compare": "comparison",
+    "compare": "runs.comparison",
     "fit": "infer",
     "fit_seeds": "posterior",
 }
+
+_MOVED = {
+    name: f"{__name__}.runs.{'terminal' if name == 'report' else name}"
+    for name in (
+        *("analysis", "comparison", "deployment", "experiment", "page", "parallel"),
+        *("report", "settings", "table", "zoo"),
+    )
+}
+"""Modules that lay in this folder before there was `pyro_sparse.runs`."""
+
+
+def _moved(name: str) -> ModuleType:
+    """The module that was called so, with a warning that names its new place."""
+    warnings.warn(f"{__name__}.{name} is now {_MOVED[name]}", DeprecationWarning, stacklevel=3)
+    return importlib.import_module(_MOVED[name])
+
+
+class _Moved(ModuleType):
+    """Stands for a module that moved, so that ``import`` by its old name still works."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(_moved(self.__name__.rpartition(".")[2]), name)
+
+
+for _name in _MOVED:
+    sys.modules.setdefault(f"{__name__}.{_name}", _Moved(f"{__name__}.{_name}"))
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name == "zoo":
+        return importlib.import_module(_MOVED[name])
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _MOVED:
+        return _moved(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -62,7 +62,7 @@ def digits() -> "Dataset":
 @pytest.fixture(scope="module")
 def folder(digits: "Dataset", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of SS-GHS on digits: one layer of 8 units, two epochs."""
-    from pyro_sparse import experiment  # seconds that few tests need
+    from pyro_sparse.runs import experiment  # seconds that few tests need
 
     out = tmp_path_factory.mktemp("runs") / "run"
     settings = experiment.settings_for("ss-ghs", "digits", net="mlp:8", epochs=2, inclusion_lr=1e-4)

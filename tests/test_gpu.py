@@ -7,13 +7,14 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from pyro_sparse import compact, data, experiment, export, guides, infer, likelihoods, models, nets
-from pyro_sparse.cli import main
+from pyro_sparse import compact, data, export, guides, infer, likelihoods, models, nets
 from pyro_sparse.infer import ELBO, fit, make_fabric
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.posterior import MedianProbability, Posterior, TopK, importance
 from pyro_sparse.precision import full_precision
-from pyro_sparse.zoo import ZOO
+from pyro_sparse.runs import experiment
+from pyro_sparse.runs.cli import main
+from pyro_sparse.runs.zoo import ZOO
 
 pytestmark = [
     pytest.mark.gpu,

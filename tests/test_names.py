@@ -2,8 +2,9 @@
 
 import pytest
 
-from pyro_sparse import data, nets, zoo
+from pyro_sparse import data, nets
 from pyro_sparse.names import nearest
+from pyro_sparse.runs import zoo
 
 
 def test_nearest_and_all():

@@ -1,4 +1,4 @@
-"""Inference: the ELBO, local reparameterisation, and `fit`."""
+"""Inference: the ELBO, local reparameterisation, `fit`; regressions by enumeration and sampling."""
 
 from . import schedules
 from .checkpoint import checkpoint_file, restore, save_checkpoint
@@ -8,10 +8,11 @@ from .fit import check_data, fit
 from .folder import RunFolder, read_json, write_json, write_text
 from .gradient import GradientVariance, gradient_variance
 from .local_reparameterisation import LocalReparameterisation
-from .lower_bound import LowerBound, lower_bound
+from .lower_bound import LowerBound, lower_bound, without_evidence
 from .memory import MemoryNeed, available_memory, memory_need
 from .processes import launch, make_fabric, on_first
 from .recipe import OPTIMIZERS
+from .regression import Enumeration, SupportDraws, enumerate_supports, gibbs
 from .stopping import Interrupted
 from .training import Run
 
@@ -19,6 +20,7 @@ __all__ = [
     "ELBO",
     "OPTIMIZERS",
     "Divergence",
+    "Enumeration",
     "GradientVariance",
     "Interrupted",
     "LocalReparameterisation",
@@ -26,10 +28,13 @@ __all__ = [
     "MemoryNeed",
     "Run",
     "RunFolder",
+    "SupportDraws",
     "available_memory",
     "check_data",
     "checkpoint_file",
+    "enumerate_supports",
     "fit",
+    "gibbs",
     "gradient_variance",
     "launch",
     "lower_bound",
@@ -40,6 +45,7 @@ __all__ = [
     "restore",
     "save_checkpoint",
     "schedules",
+    "without_evidence",
     "write_json",
     "write_text",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.names import UNDECIDED
 
-from .checkpoint import State, capture, install, order_of, set_order
+from .checkpoint import OWN, State, capture, install, order_of, set_order
 from .divergence import (
     Divergence,
     broken_gradient,
@@ -28,6 +28,7 @@ from .divergence import (
     gradient_sums,
 )
 from .elbo import ELBO
+from .noise import NoiseOptimum
 from .processes import random_states, set_random_states
 from .recipe import Recipe
 from .stopping import Interrupted, StopRequest
@@ -36,10 +37,21 @@ from .tape import Taped
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["RETRY_FACTOR", "Objective", "Run", "Training"]
+__all__ = ["RETRY_FACTOR", "Objective", "Run", "Training", "length"]
+
+DRAWS, LAST_DRAWS = 4, 32
+"""Draws for the errors that the noise precision is set by, after an epoch and after the last."""
 
 RETRY_FACTOR = 0.5
 """All learning rates are multiplied by this when training goes back after a divergence."""
+
+
+def length(loader: Any) -> int | None:
+    """Batches of an epoch, where a loader knows; a ``DataLoader`` over a stream has no length."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 @dataclass
@@ -122,6 +134,8 @@ class Training:
         stop: looked at after every step.
         run: is given the metrics.
         epochs: in all.
+        identity: what the run is a run of, kept with its states.
+        check: raises ``ValueError`` where a batch does not fit; None where all data were checked.
         tape: whether steps may run from tapes, see :mod:`pyro_sparse.infer.tape`; one process on
             the CPU does, in full precision.
     """
@@ -138,11 +152,13 @@ class Training:
         run: Run,
         *,
         epochs: int,
+        identity: Mapping[str, Any] | None = None,
+        check: Callable[[Tensor, Tensor, str], None] | None = None,
         tape: bool = True,
     ) -> None:
         self.model, self.guide, self.elbo, self.loader = model, guide, elbo, loader
         self.recipe, self.fabric, self.stop, self.run = recipe, fabric, stop, run
-        self.epochs = epochs
+        self.epochs, self.identity, self.check = epochs, identity, check
         objective = Objective(model, guide, elbo)
         self.objective, self.stepper = fabric.setup(objective, recipe.optimizer)
         # A gradient scaler meets infinite gradients in its search for a scale, and skips them.
@@ -154,6 +170,7 @@ class Training:
         plain = self.precision.precision == "32-true" and fabric.world_size == 1
         tape = tape and plain and fabric.device.type == "cpu"
         self.taped = Taped(self._terms_and_gradients, objective) if tape else None
+        self.noise = NoiseOptimum(model, guide)
         self._parameters = list(guide.parameters())  # looking for them takes as long as an update
         self._weights = 1.0, model.output_scale.new_ones(())
 
@@ -173,12 +190,12 @@ class Training:
             order = progress["running"].pop("order")
         state = capture(
             self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
-            order=order, progress=progress,
+            order=order, progress=progress, identity=self.identity,
         )  # fmt: skip
         state.tensors.update(random_states(self.fabric))
         return state
 
-    def install(self, state: State, origin: str | Path = "the state") -> None:
+    def install(self, state: State, origin: str | Path = OWN) -> None:
         """Go back, or on, to what `state` gave.
 
         Raises:
@@ -186,7 +203,7 @@ class Training:
         """
         progress = install(
             state, self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
-            origin=origin,
+            identity=self.identity, origin=origin,
         )  # fmt: skip
         set_random_states(self.fabric, state.tensors)
         self.changed()
@@ -248,8 +265,12 @@ class Training:
         if running.steps:  # what the last of them had is part of the metrics
             self._schedule(running.steps - 1)
         for x, y in self._batches(running):
+            if self.check is not None:
+                self.check(x, y, f"batch {running.steps + 1} of epoch {number}")
             self._schedule(running.steps)
-            *values, stop = self.step(x.to(self.fabric.device), y.to(self.fabric.device))
+            x, y = x.to(self.fabric.device), y.to(self.fabric.device)
+            *values, stop = self.step(x, y)
+            self.noise.see(x, y)
             running.steps += 1
             running.totals = [a + b for a, b in zip(running.totals, values, strict=True)]
             running.seconds = time.perf_counter() - started
@@ -261,6 +282,7 @@ class Training:
         broken = broken_parameter(self.guide)
         if broken is not None:
             raise Divergence(broken, number, running.steps)
+        self.noise.settle(LAST_DRAWS if number == self.epochs else DRAWS, self._mean)
         loss, log_likelihood, kl = (total / running.steps for total in running.totals)
         return {
             "epoch": number,
@@ -282,6 +304,7 @@ class Training:
 
     def _batches(self, running: _Running) -> Iterator[tuple[Tensor, Tensor]]:
         """The rest of an epoch's batches."""
+        self.noise.forget()
         if not running.steps:
             return iter(self.loader)
         # Drawn again as they were, and skipped; then the noise goes on where it was.
@@ -289,13 +312,13 @@ class Training:
         set_order(running.order, self.loader)
         batches = iter(self.loader)
         for _ in range(running.steps):
-            next(batches)
+            self.noise.see(*next(batches))
         set_order(now, None)
         return batches
 
     def _schedule(self, step: int) -> None:
         """Learning rates and weight of the KL for a step of the running epoch."""
-        steps = len(self.loader) if isinstance(self.loader, Sized) else 0
+        steps = length(self.loader) or 0
         done = (len(self.run.history) + (step / steps if steps else 0.0)) / self.epochs
         self.recipe.set(done, self.elbo, RETRY_FACTOR**self.retried)
 

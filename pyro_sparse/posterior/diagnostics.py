@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pyro_sparse.distributions import SpikeAndSlab
 from pyro_sparse.graph import evaluating
+from pyro_sparse.infer import without_evidence
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
@@ -147,6 +148,9 @@ def log_weights(
 ) -> Tensor:
     """log p(y, θ) − log q(θ) for draws of the guide; their mean estimates the ELBO.
 
+    Of a pruned `SparseModel`, less what the choice of its support costs, as
+    :func:`pyro_sparse.infer.lower_bound`, which has the same mean.
+
     Args:
         model, guide: Pyro callables with the same latent sites.
         args, kwargs: what both are called with: all of the data.
@@ -161,7 +165,8 @@ def log_weights(
             q = _guide_trace(guide, args, kwargs)
             p = _model_trace(model, q, args, kwargs)
             ratios.append(_log_density(p) - _log_density(q))
-    return torch.tensor(ratios, dtype=torch.float64)
+    choice = model.support.log_prior() if isinstance(model, SparseModel) else 0.0
+    return torch.tensor(ratios, dtype=torch.float64) + choice
 
 
 def importance_weighted_elbo(ratios: Tensor, k: int = 100) -> tuple[float, float]:
@@ -199,18 +204,26 @@ class KHat:
     Attributes:
         joint: k-hat of all latents together.
         blocks: k-hat by block, see `khat`; empty where none was asked for.
-        ratios: log importance ratios of the joint draws.
+        ratios: log importance ratios of the joint draws, see `log_weights`.
             Shape: (S,).
+        without_evidence: why the bounds are not of a log evidence, see
+            :func:`pyro_sparse.infer.without_evidence`; None where they are.
     """
 
     joint: float
     blocks: dict[str, float]
     ratios: Tensor
+    without_evidence: str | None = None
 
     @property
     def elbo(self) -> float:
         """The evidence lower bound, nats."""
         return importance_weighted_elbo(self.ratios, 1)[0]
+
+    @property
+    def elbo_error(self) -> float:
+        """Standard error of `elbo` by the draws, nats."""
+        return importance_weighted_elbo(self.ratios, 1)[1]
 
     @property
     def importance_weighted_elbo(self) -> float:
@@ -233,9 +246,13 @@ class KHat:
         lines = [f"{'block'.ljust(width)}  k-hat  (reliable up to {self.threshold:.2f})"]
         for name, k in zip(names, [self.joint, *self.blocks.values()], strict=True):
             lines.append(f"{name.ljust(width)}  {k:5.2f}")
-        lines.append(
-            f"ELBO {self.elbo:.2f}, importance-weighted {self.importance_weighted_elbo:.2f}"
-        )
+        if self.without_evidence is None:
+            lines.append(
+                f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted "
+                f"{self.importance_weighted_elbo:.2f}"
+            )
+        else:
+            lines.append(f"no bound on an evidence: {self.without_evidence}")
         return "\n".join(lines)
 
 
@@ -322,7 +339,7 @@ def khat(
                 )
                 found.setdefault(name, []).append(pareto_k(block_ratios))
     middle = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
-    return KHat(joint, middle, ratios)
+    return KHat(joint, middle, ratios, without_evidence(model, guide, *args, **kwargs))
 
 
 def _fixed_slabs(base: Any, parts: Sequence[str], count: int) -> Iterator[int]:

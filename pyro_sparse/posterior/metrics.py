@@ -15,6 +15,7 @@ __all__ = [
     "calibration_error",
     "crps",
     "interval_coverage",
+    "mixture_log_density",
     "mixture_quantile",
     "mutual_information",
     "negative_log_likelihood",
@@ -26,6 +27,15 @@ __all__ = [
 ]
 
 
+def _check_targets(shape: torch.Size, y: Tensor) -> None:
+    """One target an example: others would be broadcast, to a number of something else."""
+    if y.shape != shape:
+        raise ValueError(
+            f"expected targets of shape {tuple(shape)}, one for each prediction, got "
+            f"{tuple(y.shape)}; squeeze or reshape them"
+        )
+
+
 def accuracy(probabilities: Tensor, y: Tensor) -> float:
     """Fraction in [0, 1] of examples whose most probable class is the label.
 
@@ -35,6 +45,7 @@ def accuracy(probabilities: Tensor, y: Tensor) -> float:
         y: labels.
             Shape: (N,).
     """
+    _check_targets(probabilities.shape[:-1], y)
     return float((probabilities.argmax(-1) == y).double().mean())
 
 
@@ -50,6 +61,7 @@ def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float
         y: labels.
             Shape: (N,).
     """
+    _check_targets(probabilities.shape[:-1], y)
     confidence, predicted = probabilities.double().max(-1)
     gap = (predicted == y).double() - confidence
     index = _bins(confidence, bins)
@@ -57,15 +69,22 @@ def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float
     return float(sums.abs().sum() / len(y))
 
 
-def negative_log_likelihood(log_likelihood: Tensor) -> float:
-    """Mean negative log predictive density per example, in nats.
+def mixture_log_density(log_likelihood: Tensor) -> Tensor:
+    """Log predictive density of every example, nats: draws are averaged as densities.
 
     Args:
-        log_likelihood: log p(y | x, draw) of every draw; the draws are averaged as densities.
+        log_likelihood: log p(y | x, draw) of every draw.
             Shape: (draws, N).
+
+    Returns:
+        ``(N,)``, float64.
     """
-    mixture = log_likelihood.double().logsumexp(0) - math.log(len(log_likelihood))
-    return -float(mixture.mean())
+    return log_likelihood.double().logsumexp(0) - math.log(len(log_likelihood))
+
+
+def negative_log_likelihood(log_likelihood: Tensor) -> float:
+    """Mean negative log predictive density per example, nats; see `mixture_log_density`."""
+    return -float(mixture_log_density(log_likelihood).mean())
 
 
 def rmse(mean: Tensor, y: Tensor) -> float:
@@ -77,6 +96,7 @@ def rmse(mean: Tensor, y: Tensor) -> float:
         y: targets.
             Shape: (N,).
     """
+    _check_targets(mean.shape, y)
     return float((mean - y).double().square().mean().sqrt())
 
 
@@ -94,6 +114,7 @@ def brier_score(probabilities: Tensor, y: Tensor) -> float:
 
     Source: Brier (Monthly Weather Review 78, 1950), the form over all classes.
     """
+    _check_targets(probabilities.shape[:-1], y)
     probabilities = probabilities.double()
     label = torch.nn.functional.one_hot(y.long(), probabilities.shape[-1]).to(probabilities)
     return float((probabilities - label).square().sum(-1).mean())
@@ -121,6 +142,7 @@ def reliability_curve(probabilities: Tensor, y: Tensor, bins: int = 15) -> Relia
         y: labels.
             Shape: (N,).
     """
+    _check_targets(probabilities.shape[:-1], y)
     confidence, predicted = probabilities.double().cpu().max(-1)
     right = (predicted == y.cpu()).double()
     index = _bins(confidence, bins)

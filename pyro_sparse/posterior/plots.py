@@ -504,8 +504,8 @@ def accuracy_against_cost(entries: Mapping[str, Sequence[Mapping[str, Any]]], ax
     one, and the front joins the means.
 
     Args:
-        entries: runs by model, see :func:`pyro_sparse.table.by_entry`, with ``macs_compact`` and
-            ``accuracy_…`` or ``rmse_…`` as in summary.json; at least one.
+        entries: runs by model, see :func:`pyro_sparse.runs.table.by_entry`, with
+            ``macs_compact`` and ``accuracy_…`` or ``rmse_…`` as in summary.json; at least one.
         ax: to draw on.
     """
     score = "accuracy" if "accuracy_compact" in next(iter(entries.values()))[0] else "rmse"

@@ -24,7 +24,9 @@ from .calibration import (
     PredictiveCalibration,
     calibrate,
     class_probabilities,
+    fitted_temperature,
     predictive_scores,
+    temper,
 )
 from .contraction import Contraction, Radius, contraction, radius
 from .diagnostics import KHat, khat
@@ -379,7 +381,9 @@ class Posterior:
                     {name: value.to(x.device) for name, value in latents.items()},
                 )
 
-    def predict(self, x: Tensor, num_samples: int = 20, batch_size: int = 4096) -> Tensor:
+    def predict(
+        self, x: Tensor, num_samples: int = 20, batch_size: int = 4096, temperature: float = 1.0
+    ) -> Tensor:
         """Draws of the likelihood's natural output: class probabilities, or the mean.
 
         Args:
@@ -387,12 +391,38 @@ class Posterior:
                 Shape: (N, ...).
             num_samples: how many draws; average over them for the ensemble's prediction.
             batch_size: examples that pass through the network at once.
+            temperature: of that average, for classes; by `temperature`. See
+                :func:`~pyro_sparse.posterior.calibration.temper`.
 
         Returns:
             ``(num_samples, N, ...)``.
+
+        Raises:
+            ValueError: a temperature other than 1 where targets are numbers.
         """
-        natural = self.model.likelihood.natural
-        return torch.stack([natural(out) for out, _ in self.draws(x, num_samples, batch_size)])
+        likelihood = self.model.likelihood
+        drawn = self.draws(x, num_samples, batch_size)
+        natural = torch.stack([likelihood.natural(output) for output, _ in drawn])
+        if temperature == 1:
+            return natural
+        tempered = temper(class_probabilities(likelihood, natural), temperature).to(natural.dtype)
+        return tempered if tempered.dim() == natural.dim() else tempered[..., 1]
+
+    def temperature(self, x: Tensor, y: Tensor, num_samples: int = 100) -> float:
+        """The temperature at which the ensemble predicts these classes best.
+
+        Args:
+            x: inputs that training has not seen, and that no test is made on.
+                Shape: (N, ...).
+            y: their labels.
+                Shape: (N,).
+            num_samples: draws.
+
+        Raises:
+            ValueError: there are no rows, or targets are numbers.
+        """
+        probabilities = class_probabilities(self.model.likelihood, self.predict(x, num_samples))
+        return fitted_temperature(probabilities, y)
 
     @torch.no_grad()
     def evaluate(
@@ -402,6 +432,7 @@ class Posterior:
         num_samples: int = 20,
         keep: Mapping[str, Tensor] | None = None,
         target_scale: float = 1.0,
+        temperature: float = 1.0,
     ) -> dict[str, float]:
         """Scores of the ensemble of draws beside those of the one network that is shipped.
 
@@ -414,23 +445,26 @@ class Posterior:
             keep: masks by group; the default rule's when absent.
             target_scale: standard deviation that the targets were divided by: RMSE and NLL are
                 given in the target's own unit.
+            temperature: of the ensemble, see `predict`.
 
         Returns:
             ``accuracy_…`` and ``ece_…`` for classes, ``rmse_…`` for numbers, and ``nll_…`` (nats
-            per example), each for ``ensemble`` and ``compact``.
+            per example), each for ``ensemble`` and ``compact``; with standard errors by the rows,
+            ``accuracy_ensemble_error`` and so on.
         """
         latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
         predictors: dict[str, Iterable[tuple[Tensor, dict[str, Tensor]]]] = {
             "ensemble": self.draws(x, num_samples),
             "compact": [(self.masked(x, keep), latents)],
         }
-        return {
-            f"{score}_{name}": value
-            for name, draws in predictors.items()
-            for score, value in predictive_scores(
-                self.model.likelihood, draws, y, target_scale
-            ).items()
-        }
+        scores = {}
+        for name, draws in predictors.items():
+            own = temperature if name == "ensemble" else 1.0
+            found = predictive_scores(self.model.likelihood, draws, y, target_scale, own)
+            for key, value in found.items():
+                score, *error = key.split("_")
+                scores["_".join([score, name, *error])] = value
+        return scores
 
     def calibration(
         self,
@@ -439,6 +473,7 @@ class Posterior:
         num_samples: int = 100,
         keep: Mapping[str, Tensor] | None = None,
         target_scale: float = 1.0,
+        temperature: float = 1.0,
     ) -> dict[str, PredictiveCalibration]:
         """How far predictions can be believed: of the ensemble, and of the one compact network.
 
@@ -450,6 +485,7 @@ class Posterior:
             num_samples: draws of the ensemble; the 95 % interval needs more than a mean does.
             keep: masks by group; the default rule's when absent.
             target_scale: standard deviation that the targets were divided by.
+            temperature: of the ensemble, see `predict`.
 
         Returns:
             ``{"ensemble": ..., "compact": ...}``.
@@ -462,7 +498,7 @@ class Posterior:
         latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
         compact = [(self.masked(x, keep), latents)]
         return {
-            "ensemble": calibrate(likelihood, ensemble, y, target_scale),
+            "ensemble": calibrate(likelihood, ensemble, y, target_scale, temperature),
             "compact": calibrate(likelihood, compact, y, target_scale),
         }
 

@@ -37,7 +37,7 @@ __all__ = ["Pass", "PruneEvery", "free_energy", "iterate"]
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of :func:`iterate`; free energies are negative ELBOs of all data, nats.
+    """One pass of :func:`iterate`; free energies: see :func:`free_energy`.
 
     Attributes:
         number: 1 for the first; 0 for the state before any pruning.
@@ -62,7 +62,10 @@ class Pass:
 def free_energy(
     posterior: Posterior, loader: Iterable[tuple[Tensor, Tensor]], draws: int = 20, seed: int = 0
 ) -> float:
-    """Negative evidence lower bound of all data, nats: lower is better.
+    """Negative evidence lower bound of all data given what is left, nats: lower is better.
+
+    Its changes are what model reduction predicts. What the choice of the support costs is not in
+    it, see :meth:`~pyro_sparse.models.support.Support.log_prior`.
 
     Args:
         posterior: model and guide.
@@ -70,7 +73,7 @@ def free_energy(
         draws, seed: see :func:`pyro_sparse.infer.lower_bound`.
     """
     bound = lower_bound(posterior.model, posterior.guide, loader, draws=draws, seed=seed)
-    return -bound.value
+    return -bound.given_support
 
 
 def iterate(

@@ -7,14 +7,15 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_sparse import data, experiment, fit, guides, models, nets
+from pyro_sparse import data, fit, guides, models, nets
 from pyro_sparse.guides import Automatic
 from pyro_sparse.infer import ELBO, gradient_variance
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.names import AUTOGUIDES
 from pyro_sparse.posterior import Posterior, log_weights
-from pyro_sparse.settings import settings_for
+from pyro_sparse.runs import experiment
+from pyro_sparse.runs.settings import settings_for
 
 CONTINUOUS = ["ReducibleGaussian", "GroupHorseshoe", "GroupNormalJeffreys", "LogNormalNoise"]
 

@@ -8,9 +8,10 @@ import pyro
 import pytest
 import torch
 
-from pyro_sparse import guides, models, nets, zoo
+from pyro_sparse import guides, models, nets
 from pyro_sparse.infer import ELBO
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.runs import zoo
 
 X, IMAGES, LABELS = torch.randn(8, 6), torch.randn(8, 3, 8, 8), torch.randint(3, (8,))
 NETS = {

@@ -5,8 +5,8 @@ import inspect
 import pytest
 
 from pyro_sparse import guides, models
+from pyro_sparse.runs.zoo import ZOO
 from pyro_sparse.testing import ModelTestCase
-from pyro_sparse.zoo import ZOO
 
 
 def case(model, *, proper=True, guide_options=None, **options):

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from pyro_sparse import data, experiment, export
-from pyro_sparse.deployment import write_export
-from pyro_sparse.experiment import settings_for
+from pyro_sparse import data, export
 from pyro_sparse.infer import read_json as read
+from pyro_sparse.runs import experiment
+from pyro_sparse.runs.deployment import write_export
+from pyro_sparse.runs.experiment import settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 SCORED = ("ensemble", "compact")

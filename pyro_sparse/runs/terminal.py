@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_sparse.export import Benchmark
-from pyro_sparse.table import CALIBRATION, SCORES, SECTIONS, Cell, merged_units
-from pyro_sparse.table import Table as ComparisonTable
+from pyro_sparse.runs.table import CALIBRATION, SCORES, SECTIONS, Cell, merged_units
+from pyro_sparse.runs.table import Table as ComparisonTable
 
 __all__ = [
     "new_folder",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .names import nearest
+from pyro_sparse.names import nearest
 
 __all__ = ["ZOO", "Entry", "find"]
 

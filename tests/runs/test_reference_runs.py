@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from pyro_sparse import deployment, experiment, export
-from pyro_sparse.experiment import settings_for
+from pyro_sparse import export
+from pyro_sparse.runs import deployment, experiment
+from pyro_sparse.runs.experiment import settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2}
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse import data, guides, infer, likelihoods, models, nets, page, zoo
+from pyro_sparse import data, guides, infer, likelihoods, models, nets
 from pyro_sparse.export import compact
 from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
-from pyro_sparse.settings import Settings, settings_for
+from pyro_sparse.runs import page, zoo
+from pyro_sparse.runs.settings import Settings, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

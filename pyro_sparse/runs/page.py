@@ -18,7 +18,7 @@ from typing import Any
 from pyro_sparse.infer import read_json, write_text
 from pyro_sparse.names import UNDECIDED
 from pyro_sparse.posterior import plots
-from pyro_sparse.table import (
+from pyro_sparse.runs.table import (
     CALIBRATION,
     SCORES,
     SECTIONS,

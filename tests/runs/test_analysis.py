@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from pyro_sparse import analysis, data, experiment, guides, models
+from pyro_sparse import data, guides, models
 from pyro_sparse.nets import mlp
 from pyro_sparse.posterior import Posterior, merge, metrics
-from pyro_sparse.settings import settings_for
+from pyro_sparse.runs import analysis, experiment
+from pyro_sparse.runs.settings import settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_sparse.parallel import Failed, call_in_processes
+from pyro_sparse.runs.parallel import Failed, call_in_processes
 
 pytestmark = pytest.mark.slow  # every process imports torch and Pyro
 

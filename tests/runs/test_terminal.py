@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pyro_sparse import report
 from pyro_sparse.export.latency import ONNX, TORCH, Benchmark, Ratio, Timing
+from pyro_sparse.runs import terminal
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def benchmark():
     )
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_bench_in_80_columns(benchmark, terminal):
+@pytest.mark.parametrize("attached", [True, False])
+def test_bench_in_80_columns(benchmark, attached):
     file = io.StringIO()
-    report.print_bench(benchmark, Console(file=file, width=80, force_terminal=terminal))
+    terminal.print_bench(benchmark, Console(file=file, width=80, force_terminal=attached))
     lines = file.getvalue().splitlines()
     text = "\n".join(lines)
     assert "…" not in text

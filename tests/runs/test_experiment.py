@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_sparse import data, experiment, export, guides, models, nets
-from pyro_sparse.experiment import Settings, settings_for
+from pyro_sparse import data, export, guides, models, nets
 from pyro_sparse.infer import read_json as read
 from pyro_sparse.posterior import Posterior
+from pyro_sparse.runs import experiment
+from pyro_sparse.runs.experiment import Settings, settings_for
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 SCORED = ("ensemble", "compact")

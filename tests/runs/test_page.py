@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from pyro_sparse import page
 from pyro_sparse.posterior import plots
-from pyro_sparse.table import by_entry, tabulate
+from pyro_sparse.runs import page
+from pyro_sparse.runs.table import by_entry, tabulate
 
 VOID = {"meta", "img"}
 

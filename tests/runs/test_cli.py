@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner
 
 from pyro_sparse import export
-from pyro_sparse.cli import main
 from pyro_sparse.nets import mlp
-from pyro_sparse.zoo import ZOO
+from pyro_sparse.runs.cli import main
+from pyro_sparse.runs.zoo import ZOO
 
 # Small, and gentle with the inclusions: every unit stays.
 TINY = ["--data", "digits", "--net", "mlp:8", "--epochs", "2", "--inclusion-lr", "1e-4", "--quiet"]

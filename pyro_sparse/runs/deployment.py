@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse import export, infer, nets, page
-from pyro_sparse.experiment import Settings, dense_network, load, masked_difference, run_keep
+from pyro_sparse import export, infer, nets
 from pyro_sparse.export import compact, plots
-from pyro_sparse.table import SCORES
+from pyro_sparse.runs import page
+from pyro_sparse.runs.experiment import Settings, dense_network, load, masked_difference, run_keep
+from pyro_sparse.runs.table import SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

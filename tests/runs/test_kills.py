@@ -13,8 +13,8 @@ import pytest
 
 # Says when everything is imported, so that kills hit the run and not the start of Python.
 COMMAND = """
-import pyro_sparse.experiment, lightning_fabric
-from pyro_sparse.cli import main
+import pyro_sparse.runs.experiment, lightning_fabric
+from pyro_sparse.runs.cli import main
 print("ready", flush=True)
 main()
 """
@@ -93,7 +93,7 @@ def test_a_disk_that_is_really_full(tmp_path, outcome):
     out = tmp_path / "run"
     process = subprocess.run(
         [
-            *(sys.executable, "-m", "pyro_sparse.cli", "fit", "ss-ig", "--data", "digits"),
+            *(sys.executable, "-m", "pyro_sparse.runs.cli", "fit", "ss-ig", "--data", "digits"),
             *("--net", "mlp:30", "--epochs", "1", "--quiet", "--out", str(out)),
         ],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
@@ -111,7 +111,7 @@ def test_a_disk_that_is_really_full(tmp_path, outcome):
     for folder in (out, whole):
         subprocess.run(
             [
-                *(sys.executable, "-m", "pyro_sparse.cli", "fit", "ss-ig", "--data", "digits"),
+                *(sys.executable, "-m", "pyro_sparse.runs.cli", "fit", "ss-ig", "--data", "digits"),
                 *("--net", "mlp:30", "--epochs", "1", "--quiet", "--resume", "--out", str(folder)),
             ],
             capture_output=True,

@@ -3,7 +3,7 @@
 An entry is a model's name, with settings of its own where it has any: ``ss-ghs`` beside
 ``ss-ghs:variance=full`` compares two guides of one model. Every entry is trained with every seed;
 runs of one seed share data, batches and the network's initial weights, so that differences can be
-tested in pairs (:mod:`pyro_sparse.table`).
+tested in pairs (:mod:`pyro_sparse.runs.table`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse import infer, nets, page, zoo
+from pyro_sparse import infer, nets
 from pyro_sparse.data import Dataset
-from pyro_sparse.experiment import (
+from pyro_sparse.export import bench, compact
+from pyro_sparse.export.latency import ONNX, TORCH
+from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights
+from pyro_sparse.runs import page, zoo
+from pyro_sparse.runs.experiment import (
     PruningError,
     build,
     dense_network,
@@ -31,12 +35,9 @@ from pyro_sparse.experiment import (
     run,
     run_keep,
 )
-from pyro_sparse.export import bench, compact
-from pyro_sparse.export.latency import ONNX, TORCH
-from pyro_sparse.parallel import Failed, call_in_processes
-from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights, pareto_k
-from pyro_sparse.settings import Settings, parse_entry, settings_for
-from pyro_sparse.table import Table, tabulate
+from pyro_sparse.runs.parallel import Failed, call_in_processes
+from pyro_sparse.runs.settings import Settings, parse_entry, settings_for
+from pyro_sparse.runs.table import Table, tabulate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -45,9 +46,9 @@ __all__ = ["Comparison", "compare", "entry_settings", "latency", "measure", "run
 
 MOST_MACS = 2e11
 """Multiplications over all training examples above which a draw of the joint density is too dear to
-be repeated as often as bounds and k-hat need."""
+be repeated as often as bounds need."""
 DRAWS, LEAST_DRAWS = 100, 30
-"""Draws for bounds and k-hat, and how few they may be where each is dear."""
+"""Draws for bounds, and how few they may be where each is dear."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +68,10 @@ class Comparison:
     def __str__(self) -> str:
         from rich.console import Console
 
-        from pyro_sparse import report
+        from pyro_sparse.runs import terminal
 
         text = io.StringIO()
-        report.print_comparison(self.runs[0]["data"], self.table, Console(file=text, width=140))
+        terminal.print_comparison(self.runs[0]["data"], self.table, Console(file=text, width=140))
         return text.getvalue()
 
 
@@ -78,7 +79,7 @@ def entry_settings(entry: str, data: str, **shared: Any) -> Settings:
     """Settings of an entry: its own ones, then the shared ones that its model takes, then defaults.
 
     Args:
-        entry: see :func:`~pyro_sparse.settings.parse_entry`.
+        entry: see :func:`~pyro_sparse.runs.settings.parse_entry`.
         data: name of the data set.
         **shared: attributes of `Settings`; None counts as not given.
 
@@ -121,7 +122,7 @@ def compare(
     seconds, which the tables say. A run that fails stops none of the others.
 
     Args:
-        entries: names with settings, see :func:`~pyro_sparse.settings.parse_entry`, or whole
+        entries: names with settings, see :func:`~pyro_sparse.runs.settings.parse_entry`, or whole
             `Settings`; one a name. Reference pruners without a budget come last, and get the median
             of the MACs that the others of their seed keep.
         data: a name that :func:`pyro_sparse.data.load` knows, or the data.
@@ -364,7 +365,7 @@ def run_seeds(
     """One model with several seeds, each in the run folder ``out/seed-K``; returns the summaries.
 
     Writes ``out/report.html`` of them all, which `analysis.analyse_seeds` adds to. Arguments as of
-    `compare` and :func:`~pyro_sparse.experiment.run`.
+    `compare` and :func:`~pyro_sparse.runs.experiment.run`.
 
     Raises:
         ValueError: before any training, where ``out`` is taken or the settings are wrong.
@@ -396,9 +397,9 @@ def measure(
     """What `compare` adds to a run's summary, of the final guide.
 
     - ``elbo``, ``importance_weighted_elbo`` (10 draws a bound): nats per training example, at KL
-      weight 1, with the guide's exact discrete mass; ``khat`` of the joint law. Not for point
-      estimates of everything, nor above `MOST_MACS`; weights that are point estimates under a flat
-      prior, as those of SBP, are given: that bound is no rival of the others.
+      weight 1, with the guide's exact discrete mass, each with the standard error ``…_error`` of
+      the draws. Where weights or units were pruned, less what their choice costs. Only where there
+      is an evidence, see :func:`~pyro_sparse.infer.without_evidence`, and not above `MOST_MACS`.
     - ``gradient_variance`` and ``gradient_noise`` (the former over the squared norm of the mean):
       see :func:`~pyro_sparse.infer.gradient_variance`; on the first batch of the training data,
       with the run's estimator.
@@ -407,20 +408,20 @@ def measure(
         settings: of the run.
         posterior: of the run.
         dataset: its data.
-        draws: for bounds and k-hat; at most `DRAWS` when absent, fewer of large data.
+        draws: for bounds; at most `DRAWS` when absent, fewer of large data.
     """
     model, guide, train = posterior.model, posterior.guide, dataset.train
     found: dict[str, float] = {}
     macs = nets.count_macs(model.net, train.x[:1]) * len(train)
-    bound = zoo.find(settings.model).bayesian and settings.guide != "auto-delta"
-    if bound and macs <= MOST_MACS:
+    if macs <= MOST_MACS and infer.without_evidence(model, guide, train.x[:2]) is None:
         draws = draws or max(LEAST_DRAWS, min(DRAWS, int(5 * MOST_MACS / macs)))
         with torch.random.fork_rng([]):
             torch.manual_seed(settings.seed)
             ratios = log_weights(model, guide, train.x, train.y, num_samples=draws)
-        found["elbo"] = float(ratios.mean()) / len(train)
-        found["importance_weighted_elbo"] = importance_weighted_elbo(ratios, 10)[0] / len(train)
-        found["khat"] = pareto_k(ratios)
+        for key, k in (("elbo", 1), ("importance_weighted_elbo", 10)):
+            found[key], found[f"{key}_error"] = (
+                value / len(train) for value in importance_weighted_elbo(ratios, k)
+            )
     size = settings.batch_size
     noise = infer.gradient_variance(
         model,
@@ -431,7 +432,6 @@ def measure(
         seed=settings.seed,
     )
     found |= {"gradient_variance": noise.total, "gradient_noise": noise.relative}
-    # JSON has no infinities: a k-hat of −∞ is that of ratios without a tail.
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 

@@ -8,8 +8,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_sparse import zoo
 from pyro_sparse.names import nearest
+from pyro_sparse.runs import zoo
 
 __all__ = ["Settings", "parse_entry", "settings_for"]
 

@@ -6,7 +6,7 @@ import statistics
 import pytest
 from scipy.stats import ttest_rel
 
-from pyro_sparse.table import COLUMNS, SECTIONS, Cell, holm, tabulate
+from pyro_sparse.runs.table import COLUMNS, SECTIONS, Cell, holm, tabulate
 
 SCORES = {
     "a": [0.90, 0.91, 0.93, 0.92],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse import experiment, export, infer, nets, page
+from pyro_sparse import export, infer, nets
 from pyro_sparse.export import compact
 from pyro_sparse.posterior import (
     MergedInclusion,
@@ -26,7 +26,8 @@ from pyro_sparse.posterior import (
     select_inputs,
 )
 from pyro_sparse.posterior.calibration import PredictiveCalibration, calibrate
-from pyro_sparse.table import tabulate
+from pyro_sparse.runs import experiment, page
+from pyro_sparse.runs.table import tabulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +132,7 @@ def analyse(
         draws: of the ensemble.
         members: compact networks drawn from the posterior, as `export --draws` ships them.
         outside: name of another data set with inputs of the same shape, to be told from the run's.
-        checkpoint: ``"last"`` or ``"best"``, see :func:`pyro_sparse.experiment.load`.
+        checkpoint: ``"last"`` or ``"best"``, see :func:`pyro_sparse.runs.experiment.load`.
 
     Returns:
         ``groups`` (the summary by layer), ``scores`` of ensemble and compact network,
