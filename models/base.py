@@ -18,15 +18,14 @@ from torch.func import functional_call
 
 from pyro_sparse.distributions import SpikeAndSlab
 from pyro_sparse.graph import (
-    Example,
     Graph,
     Group,
-    Inputs,
     Output,
     evaluating,
     groups,
     without_weight_norm,
 )
+from pyro_sparse.inputs import Example, Inputs
 from pyro_sparse.likelihoods import Categorical, Likelihood
 from pyro_sparse.modules import LocalPyroModule
 from pyro_sparse.precision import network_autocast

@@ -27,13 +27,14 @@ from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils._pytree import tree_leaves
 
-from pyro_sparse.graph import Graph, Group, Inputs, Output, evaluating, without_weight_norm
+from pyro_sparse.graph import Graph, Group, Output, evaluating, without_weight_norm
 from pyro_sparse.graph.analysis import Analysis, analyse
 from pyro_sparse.graph.capture import Captured, capture
 from pyro_sparse.graph.operations import Contraction, Elementwise, operation_of
 from pyro_sparse.graph.removal import Removal
 from pyro_sparse.graph.units import Value, compressed
 from pyro_sparse.graph.walk import Step, Weight, parts
+from pyro_sparse.inputs import Inputs
 from pyro_sparse.nets.attention import NarrowAttention
 
 __all__ = ["GatherInputs", "compact_network", "equivalence"]
@@ -398,9 +399,7 @@ class _Compaction:
                 if before is None:  # is cut as the rows of its layer's weight
                     self.biases[read.bias] = added.to(weight)
                     (rows,) = [u for u in self.walk.uses if u.name == read.name and u.kind == "row"]
-                    self.biases[read.bias] = self.biases[read.bias][
-                        self.removal.stays(rows.labels)
-                    ]
+                    self.biases[read.bias] = self.biases[read.bias][self.removal.stays(rows.labels)]
                 else:
                     self.tensors[read.bias] = (before.double() + added).to(before)
 
@@ -615,7 +614,9 @@ def _own_class(
         raise _Obstacle(
             f"{report['branches'][0]!r} reads nothing any more"
             if report["branches"]
-            else f"nothing is left of {lost[0]!r}" if lost else "a branch is empty"
+            else f"nothing is left of {lost[0]!r}"
+            if lost
+            else "a branch is empty"
         )
     gathers = not masks["input"].all()
     if gathers and (type(work.full) is not nn.Sequential or _place_in(work) is None):
@@ -631,7 +632,9 @@ def _own_class(
                 pair.in_place(small, work.graph)
             difference = reference.difference(small)
         except Exception as error:  # whatever code says that insists on other sizes
-            tried.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            tried.append(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
             continue
         if difference <= AGREEMENT:
             report["folded"] = [pair.norm for pair in folded]
@@ -709,8 +712,12 @@ def _fit_to_parameters(module: nn.Module) -> None:
         module._init_flat_weights()
 
 
-COUNTED = re.compile(r"head|channel|feature|hidden|embed|width|inner|size|dim|planes|groups|split|n_")
-NOT_COUNTED = re.compile(r"kernel|patch|image|window|vocab|head_dim|head_size|stride|layer|eps|drop")
+COUNTED = re.compile(
+    r"head|channel|feature|hidden|embed|width|inner|size|dim|planes|groups|split|n_"
+)
+NOT_COUNTED = re.compile(
+    r"kernel|patch|image|window|vocab|head_dim|head_size|stride|layer|eps|drop"
+)
 
 
 ATTEMPTS = 12
@@ -758,8 +765,11 @@ def _sizes(work: _Compaction) -> Iterator[_Size]:
         call = work.removal.rewritten(step) if inside else None
         if call is None or step.layer not in paths:
             continue
-        note(step.layer, [a for a in step.node.args if not isinstance(a, fx.Node)],
-             [a for a in call[1] if not isinstance(a, fx.Node)])
+        note(
+            step.layer,
+            [a for a in step.node.args if not isinstance(a, fx.Node)],
+            [a for a in call[1] if not isinstance(a, fx.Node)],
+        )
         sure |= {(step.layer, old) for old in changes[step.layer]}
         if call[0] is not step.node.target:  # a split has one size, or one for each part
             sizes = call[1][1]
@@ -772,7 +782,10 @@ def _sizes(work: _Compaction) -> Iterator[_Size]:
         for part in (*group.writers, *group.readers):
             owner = part.parameter.rpartition(".")[0]
             for path in {owner, owner.rpartition(".")[0]} & paths:
-                before, after = work.graph.shapes.get(part.parameter), work.cut[part.parameter].shape
+                before, after = (
+                    work.graph.shapes.get(part.parameter),
+                    work.cut[part.parameter].shape,
+                )
                 note(path, group.size, left)
                 note(path, [group.size * part.block], [left * part.block])
                 if before is not None:
@@ -785,7 +798,9 @@ def _sizes(work: _Compaction) -> Iterator[_Size]:
                 if counts or certain:
                     yield _Size(path, name, value, new, certain)
             elif isinstance(value, tuple) and all(type(v) is int for v in value):
-                new_tuple = tuple(next(iter(by_old[v])) if len(by_old.get(v, ())) == 1 else v for v in value)
+                new_tuple = tuple(
+                    next(iter(by_old[v])) if len(by_old.get(v, ())) == 1 else v for v in value
+                )
                 if new_tuple != value:
                     yield _Size(path, name, value, new_tuple, True)
 
@@ -878,7 +893,9 @@ def _foldable(work: _Compaction) -> Iterator[_Fold]:
         conv = kind.startswith("conv") and not (kind.startswith("conv_t") and groups > 1)
         nodes = [before.given["weight"], before.given.get("bias")]
         nodes += [step.given[n] for n in ("weight", "bias", "running_mean", "running_var")]
-        once = all(node is None or (node.op == "get_attr" and len(node.users) == 1) for node in nodes)
+        once = all(
+            node is None or (node.op == "get_attr" and len(node.users) == 1) for node in nodes
+        )
         if not (linear or conv) or not once or step.given["running_mean"] is None:
             continue
         names = [None if node is None else work._name(node) for node in nodes]
@@ -921,7 +938,9 @@ class _Reference:
 
         self.inputs, self.double = inputs.map(_doubled), True
         try:
-            self.expected = self._run(net.double(), self.inputs.map(gated) if not gate.all() else self.inputs)
+            self.expected = self._run(
+                net.double(), self.inputs.map(gated) if not gate.all() else self.inputs
+            )
         except Exception:  # code that names a type
             self.inputs, self.double = inputs, False
             net = copy.deepcopy(full)
@@ -948,7 +967,11 @@ class _Reference:
                 gap = (given - expected).abs().masked_fill(same, 0)
                 finite = expected[expected.isfinite()].abs()
                 size = float(finite.max()) if len(finite) else 1.0
-                apart = max(apart, float(gap.max()) / max(size, 1e-12)) if not gap.isnan().any() else float("inf")
+                apart = (
+                    max(apart, float(gap.max()) / max(size, 1e-12))
+                    if not gap.isnan().any()
+                    else float("inf")
+                )
         return apart
 
 

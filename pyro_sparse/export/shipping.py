@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_sparse.graph import Example
+from pyro_sparse.inputs import Example
 from pyro_sparse.models import SparseModel
 from pyro_sparse.posterior import Posterior, SelectionRule
 from pyro_sparse.precision import full_precision

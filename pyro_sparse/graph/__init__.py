@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from .capture import Example, Inputs, Output, UntraceableError, evaluating, without_weight_norm
+from pyro_sparse.inputs import Example
+
+from .capture import Output, UntraceableError, evaluating, without_weight_norm
 from .groups import groups
 from .operations import Elementwise, Mixing, Movement, Operation, Pointwise, register
 from .picture import draw
@@ -21,10 +23,8 @@ from .structure import Graph, Group, ParameterSlice, ReaderSlice
 
 __all__ = [
     "Elementwise",
-    "Example",
     "Graph",
     "Group",
-    "Inputs",
     "Mixing",
     "Movement",
     "Operation",

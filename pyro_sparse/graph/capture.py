@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
-import inspect
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+
+from pyro_sparse.inputs import Inputs, named_tensors
 
 __all__ = [
     "Captured",
-    "Example",
-    "Inputs",
     "Output",
     "UntraceableError",
     "capture",
     "evaluating",
     "without_weight_norm",
 ]
-
-Example: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""What a network is called with: one tensor, several by position, or several by name."""
 
 
 class UntraceableError(ValueError):
@@ -52,99 +46,7 @@ def evaluating(net: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-# -- what goes in, and what comes out ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The arguments of one call of a network.
-
-    args: by position.
-    kwargs: by name.
-    """
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, net: nn.Module, example: Example) -> Inputs:
-        """How ``net`` is called with an example.
-
-        A dictionary is keyword arguments where forward has parameters of these names, and one
-        argument otherwise. Whatever the example does not hold has forward's own default, but that
-        no cache is asked for (``use_cache``): nothing here reads one.
-        """
-        parameters = inspect.signature(net.forward).parameters
-        if isinstance(example, Inputs):
-            return example
-        kwargs: dict[str, Any] = {}
-        if isinstance(example, Tensor):
-            args: tuple[Any, ...] = (example,)
-        elif isinstance(example, Mapping):
-            free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-            named = all(name in parameters or free for name in example)
-            args, kwargs = ((), dict(example)) if named and example else ((dict(example),), {})
-        elif isinstance(example, tuple | list):
-            args = tuple(example)
-        else:
-            raise ValueError(
-                "expected an example input: a tensor (batch, ...), a tuple of them, or a dictionary "
-                f"of keyword inputs, got {type(example).__name__}"
-            )
-        if "use_cache" in parameters and "use_cache" not in kwargs and len(args) < 2:
-            kwargs["use_cache"] = False
-        return cls(args, kwargs)
-
-    def call(self, net: Any) -> Any:
-        return net(*self.args, **self.kwargs)
-
-    def map(self, change: Any) -> Inputs:
-        """With every tensor changed."""
-
-        def one(value: Any) -> Any:
-            return change(value) if isinstance(value, Tensor) else value
-
-        return Inputs(tree_map(one, self.args), tree_map(one, self.kwargs))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        found: list[Tensor] = []
-        self.map(lambda value: found.append(value) or value)
-        return found
-
-    @property
-    def batch(self) -> int:
-        """The number of examples: the first dimension of the first tensor that has one."""
-        return next((len(value) for value in self.tensors if value.ndim), 1)
-
-    def rows(self, index: Any) -> Inputs:
-        """Some of the examples, of every tensor that has as many as there are."""
-        batch = self.batch
-        return self.map(lambda v: v[index] if v.ndim and len(v) == batch else v)
-
-    @property
-    def shapes(self) -> str:
-        return ", ".join(str(tuple(value.shape)) for value in self.tensors)
-
-
-def _named_tensors(outputs: Any) -> dict[str, Tensor]:
-    """The tensors among a network's outputs, by name or place; caches and the like are none."""
-    if isinstance(outputs, Tensor):
-        return {"": outputs}
-    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, Mapping):
-        items: Any = [(f.name, getattr(outputs, f.name)) for f in dataclasses.fields(outputs)]
-    elif isinstance(outputs, Mapping):
-        items = list(outputs.items())
-    elif isinstance(outputs, tuple | list):
-        names = getattr(outputs, "_fields", range(len(outputs)))
-        items = list(zip(names, outputs, strict=True))
-    else:
-        return {}
-    found = {}
-    for name, value in items:
-        for rest, tensor in _named_tensors(value).items():
-            found[f"{name}.{rest}" if rest else str(name)] = tensor
-    return found
+# -- what comes out -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -164,14 +66,12 @@ class Output:
         """
         if isinstance(outputs, Tensor) and self.name is None:
             return outputs
-        found = _named_tensors(outputs)
+        found = named_tensors(outputs)
         if self.name is not None:
             if str(self.name) in found:
                 return found[str(self.name)]
             listed = ", ".join(repr(name) for name in found) or "none"
-            raise ValueError(
-                f"the network has no output {self.name!r}; its tensors are {listed}"
-            )
+            raise ValueError(f"the network has no output {self.name!r}; its tensors are {listed}")
         if "logits" in found:
             return found["logits"]
         floating = {name: v for name, v in found.items() if v.is_floating_point()}
@@ -196,7 +96,7 @@ class _Chosen(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = self.net(*args, **kwargs)
-        return self.output(outputs) if self.output else tuple(_named_tensors(outputs).values())
+        return self.output(outputs) if self.output else tuple(named_tensors(outputs).values())
 
 
 # -- the graph -----------------------------------------------------------------------------------

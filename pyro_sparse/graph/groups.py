@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_sparse.inputs import Example, Inputs
+
 from .analysis import Analysis, analyse, varying
-from .capture import Example, Inputs, Output, capture, without_weight_norm
+from .capture import Output, capture, without_weight_norm
 from .operations import operation_of
 from .structure import OF_NO_UNITS, Graph, Group, ParameterSlice, Product, ReaderSlice, Width
 from .walk import Weight

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .structure import Product, Width
 from .units import KEPT, Value, compressed
-from .walk import Step, Unsupported, Walk, Weight, positions, shape_of, unknown
+from .walk import Step, Unsupported, Weight, positions, shape_of, unknown
 
 if TYPE_CHECKING:
     from .removal import Removal
@@ -358,7 +358,9 @@ class Recurrent(Layer):
         if source is None or "batch_sizes" in step.given:
             raise Unsupported(f"{step} runs on packed sequences")
         given = step.given["hx"]
-        start = [step.walk.value(n) for n in (given if isinstance(given, list | tuple) else [given])]
+        start = [
+            step.walk.value(n) for n in (given if isinstance(given, list | tuple) else [given])
+        ]
         weights = [step.walk.values[node] for node in step.given["params"]]
         if not all(isinstance(weight, Weight) for weight in weights):
             raise Unsupported(f"the weights of {step} are computed")
@@ -389,7 +391,9 @@ class Recurrent(Layer):
         outputs = []
         for place, output in enumerate(step.output):
             rank = output.ndim
-            labels = (units.repeat(directions) if place == 0 else units).reshape([1] * (rank - 1) + [-1])
+            labels = (units.repeat(directions) if place == 0 else units).reshape(
+                [1] * (rank - 1) + [-1]
+            )
             zero = torch.zeros([1] * rank, dtype=output.dtype)
             outputs.append(Value(shape_of(output), labels, zero, units))
         for value in start:  # as wide as the units
@@ -412,16 +416,97 @@ class Pointwise(Operation):
 register(
     *(
         getattr(aten, name)
-        for name in (
-            "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softshrink hardshrink "
-            "tanh hardtanh hardsigmoid hardswish sigmoid log_sigmoid threshold sin cos tan asin "
-            "acos atan sinh cosh asinh acosh atanh exp exp2 expm1 log log2 log10 log1p erf erfc "
-            "erfinv abs neg negative sign sgn sqrt rsqrt square reciprocal floor ceil round trunc "
-            "frac clamp clip clamp_min clamp_max nan_to_num clone contiguous detach alias "
-            "lift_fresh_copy lift_fresh lift type_as to _to_copy logit rad2deg deg2rad "
-            "logical_not bitwise_not isnan isinf isfinite positive sinc erf special_erf digamma "
-            "lgamma hardshrink angle real float double half"
-        ).split()
+        for name in [
+            "relu",
+            "relu6",
+            "leaky_relu",
+            "elu",
+            "selu",
+            "celu",
+            "gelu",
+            "silu",
+            "mish",
+            "softplus",
+            "softshrink",
+            "hardshrink",
+            "tanh",
+            "hardtanh",
+            "hardsigmoid",
+            "hardswish",
+            "sigmoid",
+            "log_sigmoid",
+            "threshold",
+            "sin",
+            "cos",
+            "tan",
+            "asin",
+            "acos",
+            "atan",
+            "sinh",
+            "cosh",
+            "asinh",
+            "acosh",
+            "atanh",
+            "exp",
+            "exp2",
+            "expm1",
+            "log",
+            "log2",
+            "log10",
+            "log1p",
+            "erf",
+            "erfc",
+            "erfinv",
+            "abs",
+            "neg",
+            "negative",
+            "sign",
+            "sgn",
+            "sqrt",
+            "rsqrt",
+            "square",
+            "reciprocal",
+            "floor",
+            "ceil",
+            "round",
+            "trunc",
+            "frac",
+            "clamp",
+            "clip",
+            "clamp_min",
+            "clamp_max",
+            "nan_to_num",
+            "clone",
+            "contiguous",
+            "detach",
+            "alias",
+            "lift_fresh_copy",
+            "lift_fresh",
+            "lift",
+            "type_as",
+            "to",
+            "_to_copy",
+            "logit",
+            "rad2deg",
+            "deg2rad",
+            "logical_not",
+            "bitwise_not",
+            "isnan",
+            "isinf",
+            "isfinite",
+            "positive",
+            "sinc",
+            "erf",
+            "special_erf",
+            "digamma",
+            "lgamma",
+            "hardshrink",
+            "angle",
+            "real",
+            "float",
+            "double",
+            "half",
+        ]
         if hasattr(aten, name)
     ),
     operation=Pointwise(),
@@ -540,11 +625,42 @@ def _aligned(value: Value, rank: int) -> Value:
 register(
     *(
         getattr(aten, name)
-        for name in (
-            "add sub subtract rsub pow maximum minimum fmax fmin atan2 remainder fmod "
-            "floor_divide hypot lerp addcdiv copysign eq ne lt le gt ge logical_and logical_or "
-            "logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ isclose xlogy"
-        ).split()
+        for name in [
+            "add",
+            "sub",
+            "subtract",
+            "rsub",
+            "pow",
+            "maximum",
+            "minimum",
+            "fmax",
+            "fmin",
+            "atan2",
+            "remainder",
+            "fmod",
+            "floor_divide",
+            "hypot",
+            "lerp",
+            "addcdiv",
+            "copysign",
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "logical_and",
+            "logical_or",
+            "logical_xor",
+            "bitwise_and",
+            "bitwise_or",
+            "bitwise_xor",
+            "__and__",
+            "__or__",
+            "__xor__",
+            "isclose",
+            "xlogy",
+        ]
         if hasattr(aten, name)
     ),
     *(aten.max.other, aten.min.other),
@@ -664,7 +780,9 @@ class Mixing(Operation):
     :param keeps: whether 0 everywhere stays 0, so that nothing has to be run.
     """
 
-    def __init__(self, dims: Callable[[Step], Sequence[int]], does: str, keeps: bool = True) -> None:
+    def __init__(
+        self, dims: Callable[[Step], Sequence[int]], does: str, keeps: bool = True
+    ) -> None:
         self.dims, self.does, self.keeps = dims, does, keeps
 
     def follow(self, step: Step) -> Any:
@@ -684,7 +802,9 @@ class Mixing(Operation):
             return step.result(labels, step.emitted(full=True), step.source.open)
         if len(outputs) == 1:
             return value
-        indices = [Value(shape_of(o), torch.full([1] * o.ndim, KEPT), unknown(o.ndim)) for o in outputs[1:]]
+        indices = [
+            Value(shape_of(o), torch.full([1] * o.ndim, KEPT), unknown(o.ndim)) for o in outputs[1:]
+        ]
         return (value, *indices)
 
 
@@ -702,23 +822,36 @@ for _count in (1, 2, 3):
     register(
         *(
             getattr(aten, f"{name}{_count}d")
-            for name in "max_pool avg_pool adaptive_avg_pool adaptive_max_pool lp_pool".split()
+            for name in [
+                "max_pool",
+                "avg_pool",
+                "adaptive_avg_pool",
+                "adaptive_max_pool",
+                "lp_pool",
+            ]
             if hasattr(aten, f"{name}{_count}d")
         ),
-        *(
-            getattr(aten, f"max_pool{_count}d_with_indices", aten.max_pool2d),
-        ),
+        *(getattr(aten, f"max_pool{_count}d_with_indices", aten.max_pool2d),),
         operation=Mixing(_spatial(_count), "pools"),
     )
 register(
     *(
         getattr(aten, name)
-        for name in (
-            "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
-            "upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact1d "
-            "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-            "grid_sampler grid_sampler_2d"
-        ).split()
+        for name in [
+            "upsample_nearest1d",
+            "upsample_nearest2d",
+            "upsample_nearest3d",
+            "upsample_linear1d",
+            "upsample_bilinear2d",
+            "upsample_trilinear3d",
+            "upsample_bicubic2d",
+            "_upsample_nearest_exact1d",
+            "_upsample_nearest_exact2d",
+            "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa",
+            "grid_sampler",
+            "grid_sampler_2d",
+        ]
         if hasattr(aten, name)
     ),
     operation=Mixing(lambda step: range(2, len(step.source.shape)), "interpolates"),
@@ -806,12 +939,35 @@ class Movement(Operation):
 register(
     *(
         getattr(aten, name)
-        for name in (
-            "flatten squeeze unsqueeze flip stack view_as reshape_as expand_as "
-            "pixel_shuffle pixel_unshuffle roll repeat repeat_interleave tile "
-            "channel_shuffle diagonal hstack vstack atleast_1d atleast_2d atleast_3d "
-            "unsafe_chunk rot90 broadcast_to as_strided_copy unfold ravel"
-        ).split()
+        for name in [
+            "flatten",
+            "squeeze",
+            "unsqueeze",
+            "flip",
+            "stack",
+            "view_as",
+            "reshape_as",
+            "expand_as",
+            "pixel_shuffle",
+            "pixel_unshuffle",
+            "roll",
+            "repeat",
+            "repeat_interleave",
+            "tile",
+            "channel_shuffle",
+            "diagonal",
+            "hstack",
+            "vstack",
+            "atleast_1d",
+            "atleast_2d",
+            "atleast_3d",
+            "unsafe_chunk",
+            "rot90",
+            "broadcast_to",
+            "as_strided_copy",
+            "unfold",
+            "ravel",
+        ]
         if hasattr(aten, name)
     ),
     operation=Movement(),
@@ -1282,7 +1438,9 @@ class Attention(Contraction):
             one = _aligned(mask, len(step.shape))
             line = [d for d, c in enumerate(out) if c in many]
             aligned = [v for v in values if step.walk.varies(v.labels, line)]
-            if any(one.shape[d] > 1 and step.walk.varies(v.labels, [d]) for v in aligned for d in line):
+            if any(
+                one.shape[d] > 1 and step.walk.varies(v.labels, [d]) for v in aligned for d in line
+            ):
                 raise Unsupported(f"{step} takes a mask for each head")
             step.walk.atoms.block(mask.labels, f"{step} takes them as a mask")
         lines = [[name.index(c) for c in many] for name in names]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .capture import Inputs
+from pyro_sparse.inputs import Inputs
 
 __all__ = ["Graph", "Group", "ParameterSlice", "Product", "ReaderSlice", "Width"]
 

@@ -178,9 +178,7 @@ class Walk:
             self.tie(value.labels, mask.labels, f"{weight.name!r} is masked")
         return value
 
-    def use(
-        self, name: str, dim: int, labels: Tensor, kind: str, owner: str, layer: str
-    ) -> None:
+    def use(self, name: str, dim: int, labels: Tensor, kind: str, owner: str, layer: str) -> None:
         """Units lie along a dimension of a parameter or buffer, which is one thing for all uses."""
         for other in self.uses:
             if other.name != name:
@@ -491,9 +489,7 @@ class Step:
     ) -> None:
         """A weight reads units that emit this, ``(columns, entries)``, when they are excluded."""
         walk = self.walk
-        self.along_weight(
-            weight, column, labels, "column", owner or self.owner(weight), layer
-        )
+        self.along_weight(weight, column, labels, "column", owner or self.owner(weight), layer)
         hidden = emission.isnan().any(1).expand(len(labels)) & (labels >= 0)
         walk.atoms.block(
             labels[hidden], f"{self} reads what depends on the data where a unit is excluded"

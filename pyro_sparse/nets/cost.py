@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_sparse.inputs import Example, Inputs
 
 __all__ = ["count_macs", "count_parameters"]
 
@@ -18,14 +19,13 @@ def count_parameters(net: nn.Module) -> int:
 
 
 @torch.no_grad()
-def count_macs(net: nn.Module, example: Any) -> int:
+def count_macs(net: nn.Module, example: Example | Inputs) -> int:
     """Multiplications and additions (MACs) for one input, in eval mode.
 
     Matrix products and convolutions, as ``torch.utils.flop_counter`` counts them: two floating
     point operations a MAC, biases and activations free.
 
-    :param example: an input ``(batch, ...)``, of which the first is used, or the arguments of a
-        call (:class:`pyro_sparse.graph.Inputs`).
+    :param example: inputs ``(batch, ...)``, of which the first is used.
     """
     # A copy, since eval mode and the counter's hooks must not show on the caller's network; the
     # hooks fail at views of what requires a gradient.
@@ -35,7 +35,7 @@ def count_macs(net: nn.Module, example: Any) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter:
-            net(example[:1]) if isinstance(example, Tensor) else example.rows([0]).call(net)
+            Inputs.of(net, example).rows(slice(0, 1)).call(net)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
