@@ -271,7 +271,7 @@ class SparseModel(LocalPyroModule):
     def network_output(
         self, x: Example, parameters: Mapping[str, Tensor], gate: Tensor | None = None
     ) -> Tensor:
-        """The network's output that the likelihood reads, at the given parameters and input gate."""
+        """The output that the likelihood reads, at the given parameters and input gate."""
         inputs = self.inputs(x)
         if gate is not None:
             factor = gate

@@ -825,7 +825,7 @@ def _place_in(work: _Compaction) -> str | None:
 
 
 def _gathering(work: _Compaction, small: nn.Module) -> nn.Module:
-    """The sequence with a :class:`GatherInputs` where the input's units first lie in one dimension."""
+    """The sequence with a :class:`GatherInputs` where the input's units lie in one dimension."""
     name = "gather"
     while hasattr(small, name):
         name += "_"

@@ -246,7 +246,7 @@ def _inline(module: fx.GraphModule) -> None:
                     setattr(module, flat, getattr(body, str(inner.target)))
                     mapping[inner] = graph.get_attr(flat)
                 elif inner.op not in ("placeholder", "output"):
-                    mapping[inner] = graph.node_copy(inner, lambda n: mapping[n])
+                    mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
         (results,) = next(n for n in body.graph.nodes if n.op == "output").args
         results = results if isinstance(results, tuple | list) else [results]
         for user in list(node.users):

@@ -107,13 +107,17 @@ def operation_of(target: Any) -> Operation | None:
     return OPERATIONS.get(getattr(target, "overloadpacket", None))
 
 
-def _registered(*names: str) -> Callable[[type], type]:
+def _named(names: str) -> list[Any]:
+    """Torch's operations of these names; torch of another version may lack some."""
+    return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
+
+
+def _registered(names: str) -> Callable[[type], type]:
     """Register an operation for torch's own, by their names."""
 
     def decorate(kind: type) -> type:
         operation = kind()
-        # Torch of another version may lack some.
-        register(*(getattr(aten, n) for n in names if hasattr(aten, n)), operation=operation)
+        register(*_named(names), operation=operation)
         return kind
 
     return decorate
@@ -147,7 +151,8 @@ class Linear(Layer):
     def parts(self, step: Step) -> tuple[Value, Weight, Weight | None, str | None]:
         """The input, the weight (outputs, inputs), the bias, and where a constant would go."""
         weight, source = step.weight("weight"), step.value("input")
-        assert weight is not None and source is not None
+        assert weight is not None
+        assert source is not None
         return source, weight, *_bias(step, weight)
 
     def follow(self, step: Step) -> Value:
@@ -179,11 +184,12 @@ class AddMM(Linear):
         weight, source = step.weight("mat2"), step.value("mat1")
         if step.number("beta") != 1 or step.number("alpha") != 1:
             raise Unsupported(f"{step} scales what it adds")
-        assert weight is not None and source is not None
+        assert weight is not None
+        assert source is not None
         return source, _turned(weight), *_bias(step, weight, "self")
 
 
-@_registered("conv1d", "conv2d", "conv3d")
+@_registered("conv1d conv2d conv3d")
 class Convolution(Layer):
     """Reads and writes channels, the first dimension after the batch.
 
@@ -195,7 +201,8 @@ class Convolution(Layer):
 
     def follow(self, step: Step) -> Value:
         source, weight = step.value("input"), step.weight("weight")
-        assert source is not None and weight is not None
+        assert source is not None
+        assert weight is not None
         if len(step.shape) != len(weight.shape):
             raise Unsupported(f"{step} runs on an input without a batch dimension")
         bias, name = _bias(step, weight)
@@ -239,7 +246,8 @@ class Convolution(Layer):
             step.walk.values[step.node],
             step.weight("weight"),
         )
-        assert source is not None and weight is not None
+        assert source is not None
+        assert weight is not None
         shape = (source if self.transposed else output).shape
         factor = shape[0] * positions(shape[2:]) * positions(weight.shape[2:])
         rows, columns = _along(output, 1, width), _along(source, 1, width)
@@ -257,7 +265,7 @@ class Convolution(Layer):
         return {"groups": groups * removal.left_shape(value)[1] // value.shape[1]}
 
 
-@_registered("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@_registered("conv_transpose1d conv_transpose2d conv_transpose3d")
 class TransposedConvolution(Convolution):
     transposed = True
 
@@ -268,7 +276,8 @@ class Embedding(Layer):
 
     def follow(self, step: Step) -> Value:
         weight, indices = step.weight("weight"), step.value("indices")
-        assert weight is not None and indices is not None
+        assert weight is not None
+        assert indices is not None
         step.walk.atoms.block(indices.labels, f"{step} takes them as numbers of its rows")
         return step.written(step.rows("embedding", weight, 1), len(step.shape) - 1)
 
@@ -302,7 +311,7 @@ class Normalisation(Layer):
         return channels
 
 
-@_registered("batch_norm", "instance_norm")
+@_registered("batch_norm instance_norm")
 class BatchNormalisation(Normalisation):
     def follow(self, step: Step) -> Value:
         if step.given.get("training"):
@@ -330,7 +339,8 @@ class PReLU(Layer):
 
     def follow(self, step: Step) -> Value:
         source, weight = step.value("self"), step.weight("weight")
-        assert source is not None and weight is not None
+        assert source is not None
+        assert weight is not None
         # An excluded unit's slope is 0 as well.
         emission = torch.where(source.emission < 0, 0, source.emission)
         if weight.tensor.numel() == 1:
@@ -343,7 +353,7 @@ class PReLU(Layer):
         return step.result(source.labels, emission, source.open)
 
 
-@_registered("lstm", "gru", "rnn_tanh", "rnn_relu")
+@_registered("lstm gru rnn_tanh rnn_relu")
 class Recurrent(Layer):
     """Units are the hidden ones: an excluded one stays 0 where it starts with 0.
 
@@ -414,106 +424,21 @@ class Pointwise(Operation):
 
 
 register(
-    *(
-        getattr(aten, name)
-        for name in [
-            "relu",
-            "relu6",
-            "leaky_relu",
-            "elu",
-            "selu",
-            "celu",
-            "gelu",
-            "silu",
-            "mish",
-            "softplus",
-            "softshrink",
-            "hardshrink",
-            "tanh",
-            "hardtanh",
-            "hardsigmoid",
-            "hardswish",
-            "sigmoid",
-            "log_sigmoid",
-            "threshold",
-            "sin",
-            "cos",
-            "tan",
-            "asin",
-            "acos",
-            "atan",
-            "sinh",
-            "cosh",
-            "asinh",
-            "acosh",
-            "atanh",
-            "exp",
-            "exp2",
-            "expm1",
-            "log",
-            "log2",
-            "log10",
-            "log1p",
-            "erf",
-            "erfc",
-            "erfinv",
-            "abs",
-            "neg",
-            "negative",
-            "sign",
-            "sgn",
-            "sqrt",
-            "rsqrt",
-            "square",
-            "reciprocal",
-            "floor",
-            "ceil",
-            "round",
-            "trunc",
-            "frac",
-            "clamp",
-            "clip",
-            "clamp_min",
-            "clamp_max",
-            "nan_to_num",
-            "clone",
-            "contiguous",
-            "detach",
-            "alias",
-            "lift_fresh_copy",
-            "lift_fresh",
-            "lift",
-            "type_as",
-            "to",
-            "_to_copy",
-            "logit",
-            "rad2deg",
-            "deg2rad",
-            "logical_not",
-            "bitwise_not",
-            "isnan",
-            "isinf",
-            "isfinite",
-            "positive",
-            "sinc",
-            "erf",
-            "special_erf",
-            "digamma",
-            "lgamma",
-            "hardshrink",
-            "angle",
-            "real",
-            "float",
-            "double",
-            "half",
-        ]
-        if hasattr(aten, name)
+    *_named(
+        "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softshrink hardshrink "
+        "tanh hardtanh hardsigmoid hardswish sigmoid log_sigmoid threshold sin cos tan asin "
+        "acos atan sinh cosh asinh acosh atanh exp exp2 expm1 log log2 log10 log1p erf erfc "
+        "erfinv abs neg negative sign sgn sqrt rsqrt square reciprocal floor ceil round "
+        "trunc frac clamp clip clamp_min clamp_max nan_to_num clone contiguous detach alias "
+        "lift_fresh_copy lift_fresh lift type_as to _to_copy logit rad2deg deg2rad "
+        "logical_not bitwise_not isnan isinf isfinite positive sinc erf special_erf digamma "
+        "lgamma hardshrink angle real float double half"
     ),
     operation=Pointwise(),
 )
 
 
-@_registered("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
+@_registered("dropout alpha_dropout feature_dropout feature_alpha_dropout")
 class Passing(Pointwise):
     """Nothing happens in eval mode."""
 
@@ -623,45 +548,10 @@ def _aligned(value: Value, rank: int) -> Value:
 
 
 register(
-    *(
-        getattr(aten, name)
-        for name in [
-            "add",
-            "sub",
-            "subtract",
-            "rsub",
-            "pow",
-            "maximum",
-            "minimum",
-            "fmax",
-            "fmin",
-            "atan2",
-            "remainder",
-            "fmod",
-            "floor_divide",
-            "hypot",
-            "lerp",
-            "addcdiv",
-            "copysign",
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "logical_and",
-            "logical_or",
-            "logical_xor",
-            "bitwise_and",
-            "bitwise_or",
-            "bitwise_xor",
-            "__and__",
-            "__or__",
-            "__xor__",
-            "isclose",
-            "xlogy",
-        ]
-        if hasattr(aten, name)
+    *_named(
+        "add sub subtract rsub pow maximum minimum fmax fmin atan2 remainder fmod "
+        "floor_divide hypot lerp addcdiv copysign eq ne lt le gt ge logical_and logical_or "
+        "logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ isclose xlogy"
     ),
     *(aten.max.other, aten.min.other),
     operation=Elementwise(),
@@ -673,7 +563,7 @@ def _silent(value: Value) -> bool:
     return value.units and not bool(((value.emission != 0) & (value.labels >= 0)).any())
 
 
-@_registered("mul", "multiply")
+@_registered("mul multiply")
 class Product_(Elementwise):
     """A product: 0 where one factor is, whatever the other."""
 
@@ -700,7 +590,7 @@ class Product_(Elementwise):
         return next((v.open for v in values if _silent(v)), values[-1].open)
 
 
-@_registered("div", "divide", "true_divide")
+@_registered("div divide true_divide")
 class Quotient(Elementwise):
     """A quotient: 0 where the numerator is."""
 
@@ -716,7 +606,7 @@ class Quotient(Elementwise):
         return values[0].open
 
 
-@_registered("where", "masked_fill")
+@_registered("where masked_fill")
 class Choice(Elementwise):
     """One of two values for each entry: known where both are the same."""
 
@@ -820,39 +710,21 @@ def _spatial(count: int) -> Callable[[Step], Sequence[int]]:
 
 for _count in (1, 2, 3):
     register(
-        *(
-            getattr(aten, f"{name}{_count}d")
-            for name in [
-                "max_pool",
-                "avg_pool",
-                "adaptive_avg_pool",
-                "adaptive_max_pool",
-                "lp_pool",
-            ]
-            if hasattr(aten, f"{name}{_count}d")
+        *_named(
+            " ".join(
+                f"{name}{_count}d"
+                for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+            )
         ),
-        *(getattr(aten, f"max_pool{_count}d_with_indices", aten.max_pool2d),),
+        *_named(f"max_pool{_count}d_with_indices lp_pool{_count}d"),
         operation=Mixing(_spatial(_count), "pools"),
     )
 register(
-    *(
-        getattr(aten, name)
-        for name in [
-            "upsample_nearest1d",
-            "upsample_nearest2d",
-            "upsample_nearest3d",
-            "upsample_linear1d",
-            "upsample_bilinear2d",
-            "upsample_trilinear3d",
-            "upsample_bicubic2d",
-            "_upsample_nearest_exact1d",
-            "_upsample_nearest_exact2d",
-            "_upsample_bilinear2d_aa",
-            "_upsample_bicubic2d_aa",
-            "grid_sampler",
-            "grid_sampler_2d",
-        ]
-        if hasattr(aten, name)
+    *_named(
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
+        "upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d "
+        "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa "
+        "_upsample_bicubic2d_aa"
     ),
     operation=Mixing(lambda step: range(2, len(step.source.shape)), "interpolates"),
 )
@@ -878,7 +750,7 @@ register(
 )
 
 
-@_registered("layer_norm", "rms_norm")
+@_registered("layer_norm rms_norm")
 class NormalisationOverUnits(Operation):
     """Normalises the last dimensions: statistics over several units change when one of them goes.
 
@@ -937,44 +809,17 @@ class Movement(Operation):
 
 
 register(
-    *(
-        getattr(aten, name)
-        for name in [
-            "flatten",
-            "squeeze",
-            "unsqueeze",
-            "flip",
-            "stack",
-            "view_as",
-            "reshape_as",
-            "expand_as",
-            "pixel_shuffle",
-            "pixel_unshuffle",
-            "roll",
-            "repeat",
-            "repeat_interleave",
-            "tile",
-            "channel_shuffle",
-            "diagonal",
-            "hstack",
-            "vstack",
-            "atleast_1d",
-            "atleast_2d",
-            "atleast_3d",
-            "unsafe_chunk",
-            "rot90",
-            "broadcast_to",
-            "as_strided_copy",
-            "unfold",
-            "ravel",
-        ]
-        if hasattr(aten, name)
+    *_named(
+        "flatten squeeze unsqueeze flip stack view_as reshape_as expand_as pixel_shuffle "
+        "pixel_unshuffle roll repeat repeat_interleave tile channel_shuffle diagonal hstack "
+        "vstack atleast_1d atleast_2d atleast_3d unsafe_chunk rot90 broadcast_to "
+        "as_strided_copy unfold ravel"
     ),
     operation=Movement(),
 )
 
 
-@_registered("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "swapdims")
+@_registered("t transpose permute swapaxes movedim numpy_T mT swapdims")
 class Turn(Movement):
     """Dimensions are exchanged."""
 
@@ -1021,7 +866,7 @@ register(aten.reshape, operation=Reshape("shape"))
 register(aten.unflatten, operation=Reshape("sizes"))
 
 
-@_registered("slice", "narrow")
+@_registered("slice narrow")
 class Slice(Movement):
     def shrunk(self, step: Step, removal: Removal) -> dict[str, Any] | None:
         cut = removal.cut(step.source)
@@ -1053,7 +898,7 @@ class Select(Movement):
         return {"index": int((cut[1] < place).sum())}
 
 
-@_registered("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_split", "unbind")
+@_registered("chunk split split_with_sizes tensor_split unsafe_split unbind")
 class Split(Movement):
     """Several parts; once units are gone, of sizes of their own."""
 
@@ -1070,7 +915,7 @@ class Split(Movement):
         }
 
 
-@_registered("cat", "concat", "concatenate")
+@_registered("cat concat concatenate")
 class Join(Movement):
     def shrunk(self, step: Step, removal: Removal) -> dict[str, Any] | None:
         (name,) = [key for key in step.given if key != "dim"]
@@ -1079,7 +924,7 @@ class Join(Movement):
         return None if len(left) == len(nodes) else {name: left}
 
 
-@_registered("index_select", "index", "gather", "take_along_dim")
+@_registered("index_select index gather take_along_dim")
 class Index(Movement):
     """Entries are taken by their numbers, which are no units."""
 
@@ -1129,7 +974,7 @@ class Index(Movement):
         return one[:1].reshape([1] * rank) if alike else unknown(rank)
 
 
-@_registered("pad", "constant_pad_nd", "zero_pad2d")
+@_registered("pad constant_pad_nd zero_pad2d")
 class Padding(Movement):
     """Adds entries at the borders.
 
@@ -1269,7 +1114,8 @@ class Contraction(Operation):
                         walk.atoms.block(side, f"{step} sums over units with what is none")
                 continue
             left, right = sides
-            assert left is not None and right is not None
+            assert left is not None
+            assert right is not None
             walk.tie(left, right, f"{step} sums over units with what is none")
             zero = torch.zeros(len(left), dtype=torch.bool)
             for name, value in zip(names, values, strict=True):
@@ -1296,7 +1142,7 @@ class Contraction(Operation):
         return step.kept()
 
     def products(self, step: Step, width: Widths) -> Iterator[Product]:
-        names, values, out = self.letters(step)
+        names, values, _out = self.letters(step)
         sizes: dict[str, int] = {}
         widths: dict[str, Width] = {}
         for name, value in zip(names, values, strict=True):
@@ -1350,7 +1196,7 @@ def heads(
     return Value(step.shape, compressed(labels), zero if silent else unknown(len(out)), open_of)
 
 
-@_registered("matmul", "mm", "bmm")
+@_registered("matmul mm bmm")
 class Matrices(Contraction):
     """A product of matrices, of which one may be a weight: then it is a linear layer."""
 
@@ -1460,7 +1306,7 @@ class Attention(Contraction):
         return Value(step.shape, line, emission, values[2].open)
 
     def products(self, step: Step, width: Widths) -> Iterator[Product]:
-        query, key, value = self.letters(step)[1]
+        query, key, _value = self.letters(step)[1]
         output = step.walk.values[step.node]
         tokens, inner = query.shape[-2:]
         summed, outer = key.shape[-2], output.shape[-1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -156,7 +156,7 @@ class Graph:
     shapes: Mapping[str, torch.Size]
     ungrouped: Mapping[str, str]
     aliases: Mapping[str, str]
-    example: Inputs = Inputs()
+    example: Inputs = field(default_factory=Inputs)
     products: tuple[Product, ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
