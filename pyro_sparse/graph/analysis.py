@@ -244,6 +244,8 @@ def _finish_direct(walk: Walk) -> None:
             continue
         roots = walk.atoms.find(labels)
         dims = varying(walk, Value(value.shape, labels, labels), walk.atoms.blocked())
+        if len(dims) > 1:  # entries that nobody reads are no units, and go with the others
+            dims = [dim for dim in dims if _lie_along(roots, walk.atoms.firm(labels), dim)]
         if len(dims) != 1:
             walk.atoms.block(labels, f"{name!r} has no dimension of units")
             continue
@@ -251,6 +253,15 @@ def _finish_direct(walk: Walk) -> None:
         first = walk.atoms.tie_along(along, f"{name!r} has units along several dimensions")
         kind = "row" if name in walk.parameters else "buffer"
         walk.uses.append(Use(name, dims[0], first, kind, name, "parameter"))
+
+
+def _lie_along(roots: Tensor, firm: Tensor, dim: int) -> bool:
+    """Whether every index of a dimension has one unit of a layer, and no other one."""
+    size = roots.shape[dim]
+    roots, firm = roots.movedim(dim, 0).reshape(size, -1), firm.movedim(dim, 0).reshape(size, -1)
+    largest = roots.masked_fill(~firm, -1).amax(1)
+    smallest = roots.masked_fill(~firm, torch.iinfo(roots.dtype).max).amin(1)
+    return bool((largest == smallest).all())
 
 
 def varying(walk: Walk, value: Value, blocked: Blocked | None = None) -> list[int]:
