@@ -142,6 +142,8 @@ def _operation(analysis: Analysis, node: fx.Node) -> Any:
             raise Unsupported(f"{step} is not supported")
         else:
             found = operation.follow(step)
+            if not operation.moves and any(value.units for value in step.followed):
+                found = _honest(found)
     except Unsupported as unsupported:
         reason = str(unsupported)
         walk.refused.add(node)
@@ -154,6 +156,16 @@ def _operation(analysis: Analysis, node: fx.Node) -> Any:
         if step.mutates:
             _taint(step, reason)
     return found
+
+
+def _honest(found: Any) -> Any:
+    """Without an emission where units have come to an end: what is there depends on the data."""
+    if isinstance(found, tuple):
+        return tuple(_honest(part) for part in found)
+    if not isinstance(found, Value) or bool((found.labels >= 0).all()):
+        return found
+    emission = found.emission if found.emission.is_floating_point() else found.emission.float()
+    return replace(found, emission=compressed(emission.where(found.labels >= 0, torch.nan)))
 
 
 def _constant(step: Step) -> Any:

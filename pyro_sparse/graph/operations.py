@@ -970,7 +970,7 @@ class Index(Movement):
         """What is emitted, where that is the same number everywhere."""
         one = source.emission.reshape(-1)
         rank = labels.ndim
-        alike = not bool((one != one[:1]).any())
+        alike = not bool((one != one[:1]).any()) and bool((labels >= 0).all())
         return one[:1].reshape([1] * rank) if alike else unknown(rank)
 
 
