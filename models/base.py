@@ -285,7 +285,7 @@ class SparseModel(LocalPyroModule):
 
     def _reads_input_directly(self) -> bool:
         """Whether a factor on the inputs is one on the columns that read them."""
-        if not self.graph["input"].prunable:
+        if not self.graph["input"].size:
             return False
         size = self.graph["input"].size
         like = self.output_scale

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_sparse.graph import Graph, Group, Output, evaluating, without_weight_norm
 from pyro_sparse.graph.analysis import Analysis, analyse
-from pyro_sparse.graph.capture import Captured, capture
+from pyro_sparse.graph.capture import Captured, capture, changes_something
 from pyro_sparse.graph.operations import Contraction, Elementwise, operation_of
 from pyro_sparse.graph.removal import Removal
 from pyro_sparse.graph.units import Value, compressed
@@ -504,7 +504,7 @@ class _Compaction:
             unread = not node.users and node.op not in ("placeholder", "output")
             if unread and (self.status.get(node) or node.op == "get_attr"):
                 graph.erase_node(node)
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(changes_something)
         graph.lint()
         used = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
         kept = {name: value for name, value in root.items() if name in used}

@@ -174,8 +174,9 @@ def _exported(
 
     fixed = ""
     if any_batch:
-        if inputs.batch == 1:  # a size of 1 is always taken for a constant
-            inputs = inputs.rows([0, 0])
+        static = inputs
+        # A size of 1 is always taken for a constant. Torch marks the tensors, hence copies.
+        inputs = (inputs.rows([0, 0]) if inputs.batch == 1 else inputs).map(torch.clone)
         shapes = torch.export.ShapesCollection()
         for value in inputs.tensors:
             if value.ndim and len(value) == inputs.batch:
@@ -185,6 +186,7 @@ def _exported(
                 dynamic_shapes=shapes.dynamic_shapes(root, inputs.args, inputs.kwargs)
             ), ""
         except Exception as error:  # whatever the network's code does with a size
+            inputs = static
             fixed = f"its code needs batches of {inputs.batch}: {_first_line(error)}"
     try:
         return export(), fixed
@@ -208,7 +210,7 @@ def _tidied(module: fx.GraphModule, prefix: str, inputs: Inputs, fixed: str) -> 
     for node in list(graph.nodes):
         if any(part in str(node.target) for part in ASSERTIONS) and not node.users:
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(changes_something)
     for node in graph.nodes:
         if node.op == "get_attr":
             owner, _, leaf = str(node.target).rpartition(".")
@@ -217,6 +219,12 @@ def _tidied(module: fx.GraphModule, prefix: str, inputs: Inputs, fixed: str) -> 
             tensors[node.target] = value
         node.meta["prefix"] = prefix
     return Captured(graph, tensors, inputs, fixed)
+
+
+def changes_something(node: fx.Node) -> bool:
+    """Whether a node matters although nobody uses its output."""
+    schema = getattr(node.target, "_schema", None)
+    return node.is_impure() or (schema is not None and schema.is_mutable)
 
 
 def _inline(module: fx.GraphModule) -> None:

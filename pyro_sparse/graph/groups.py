@@ -247,7 +247,8 @@ class _Gathered:
             )
             reasons = [self.walk.failures[n] for n in members if n in self.walk.failures]
             reason = (reasons or [OF_NO_UNITS])[0]
-            norm = len(shapes[0]) == 1 and owner not in members
+            layer = owner if owner not in members else ""
+            norm = "Norm" in type(self.net.get_submodule(layer)).__name__
             found.append(
                 Group(owner, size, "norm" if norm else "parameter", writers, (), False, reason)
             )

@@ -465,10 +465,13 @@ class Elementwise(Operation):
         return None
 
     def combined(self, step: Step, values: Sequence[Value]) -> Value:
+        given = values
         values = [_aligned(value, len(step.shape)) for value in values]
+        if len(values) > 1:
+            values = self.without_shared(step, values)
+        step.met = {id(value): met for value, met in zip(given, values, strict=True)}
         if len(values) == 1:
             return step.result(values[0].labels, self.emission(step, values), values[0].open)
-        values = self.without_shared(step, values)
         labels = torch.full([1] * len(step.shape), KEPT)
         for value in values:
             mine = self.with_fixed(step, value, values)
@@ -525,12 +528,15 @@ class Elementwise(Operation):
         if step.output.is_floating_point() or not any(
             bool(value.emission.isnan().any()) for value in values
         ):
-            rank = len(step.shape)
             try:
-                return compressed(step.call(lambda v: _aligned(v, rank).emission.clone()))
+                return compressed(step.call(lambda v: self.met(step, v).emission.clone()))
             except (RuntimeError, TypeError):  # NaN is no integer
                 pass
         return unknown(len(step.shape))
+
+    def met(self, step: Step, value: Value) -> Value:
+        """An input as it was taken, aligned to the output."""
+        return step.met.get(id(value)) or _aligned(value, len(step.shape))
 
     def open(self, values: Sequence[Value]) -> Tensor:
         return torch.cat([value.open for value in values])
@@ -622,7 +628,7 @@ class Choice(Elementwise):
             if value is None:
                 both.append(torch.tensor(float(step.number(name))))
             else:
-                both.append(_aligned(value, len(step.shape)).emission)
+                both.append(self.met(step, value).emission)
         first, second = torch.broadcast_tensors(*both)
         found = torch.where(first == second, first.to(second.dtype), torch.nan)
         return compressed(found.reshape([1] * (len(step.shape) - found.ndim) + list(found.shape)))

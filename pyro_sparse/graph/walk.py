@@ -233,6 +233,7 @@ class Step:
         self.node, self.walk, self.output = node, walk, node.meta["val"]
         self.schema = node.target._schema  # type: ignore[union-attr]
         self.given: dict[str, Any] = {}
+        self.met: dict[int, Value] = {}  # inputs as an elementwise operation has taken them
         for place, argument in enumerate(self.schema.arguments):
             default = argument.default_value if argument.has_default_value() else None
             self.given[argument.name] = (

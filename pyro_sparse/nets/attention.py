@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,16 +97,19 @@ class NarrowAttention(nn.MultiheadAttention):
         mask = attn_mask
         if mask is not None and mask.dim() == 3:  # (batch · heads, ...), the same for all heads
             mask = mask.unflatten(0, (len(inputs[0]), -1))[:, :1]
-        if mask is not None and mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, -torch.inf)
+        masks = [] if mask is None else [mask]
         if key_padding_mask is not None:
-            padding = key_padding_mask
-            if padding.dtype == torch.bool:
-                padding = torch.zeros_like(padding, dtype=query.dtype).masked_fill(
-                    padding, -torch.inf
-                )
-            padding = padding.unsqueeze(-2).unsqueeze(-2)
-            mask = padding if mask is None else mask + padding
+            masks.append(key_padding_mask.unsqueeze(-2).unsqueeze(-2))
+        if masks and all(part.dtype == torch.bool for part in masks):
+            mask = ~functools.reduce(torch.logical_or, masks)  # where to look, not where not to
+        elif masks:
+            added = [
+                torch.zeros_like(part, dtype=query.dtype).masked_fill(part, -torch.inf)
+                if part.dtype == torch.bool
+                else part
+                for part in masks
+            ]
+            mask = functools.reduce(torch.add, added)
         attended = F.scaled_dot_product_attention(*parts, attn_mask=mask)
         output = self.out_proj(attended.transpose(-3, -2).flatten(-2))
         if not self.batch_first and query.dim() == 3:
