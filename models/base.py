@@ -97,6 +97,9 @@ class SparseModel(LocalPyroModule):
     prunes = True
     """Whether the model is there to prune; a dense one is not."""
 
+    not_taken: tuple[str, ...] = ()
+    """Parameters of parents that mean nothing to a class; runs do not offer them."""
+
     def __init__(
         self,
         net: nn.Module,

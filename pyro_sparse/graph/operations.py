@@ -770,6 +770,9 @@ class NormalisationOverUnits(Operation):
         count, rank = len(step.number("normalized_shape")), len(step.shape)
         reason = f"{step} normalises over several units: without one the others would change"
         labels = step.walk.tied_along(source.labels, range(rank - count, rank), reason)
+        if source.units and not bool((labels >= 0).any()):
+            for node in step.node.all_input_nodes:
+                step.walk.failures.setdefault(str(node.target), reason)
         nothing = not bool((source.emission != 0).any()) and step.given.get("bias") is None
         zero = torch.zeros([1] * rank, dtype=step.output.dtype)
         # Its scale divides any factor of the rows out again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def write_export(
     draws: int = 0,
     dense: str | Path | None = None,
     checkpoint: str = "last",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Prune the run in ``folder`` and save its compact network to ``out``; returns the summary.
 
@@ -56,6 +58,7 @@ def write_export(
         dense: run folder of the dense baseline, for the model card; the folder ``dense`` beside the
             run when absent, as `compare` writes it, if it is of the same data and net.
         checkpoint: ``"last"`` or ``"best"``, see `load`.
+        trust: whether to call code that the folder names, see `load`.
 
     Raises:
         FileExistsError: ``out`` is not empty.
@@ -64,7 +67,7 @@ def write_export(
         ValueError: a layer would keep no unit; ``dense`` is no baseline of this run.
     """
     export.check_target(out, onnx=onnx or int8)
-    settings, dataset, posterior = load(folder, root, checkpoint)
+    settings, dataset, posterior = load(folder, root, checkpoint, trust=trust)
     baseline = _dense_scores(Path(folder), settings, dense)
     keep = run_keep(settings, posterior, dataset, rule)
     if rule is not None:
@@ -183,6 +186,7 @@ def bench(
     batches: Sequence[int] = (1, 16, 256),
     threads: int = 1,
     seconds: float = 5.0,
+    trust: bool = False,
 ) -> export.Benchmark:
     """Time the compact network of a run or an exported folder beside the dense one.
 
@@ -193,12 +197,19 @@ def bench(
         folder: a run, or what `write_export` made of one.
         root: of a run's data.
         batches, threads, seconds: see :func:`pyro_sparse.export.bench`.
+        trust: whether to call code that a run names, see `load`.
 
     Raises:
         FileNotFoundError: the folder is neither.
-        ValueError: it does not say what the dense network was.
+        ValueError: it does not say what the dense network was; more threads than the machine has
+            cores for.
     """
     folder = Path(folder)
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise ValueError(
+            f"expected 1 to {cores} threads, as many as there are cores, got {threads}"
+        )
     exported = _is_exported(folder)
     if exported:
         with torch.random.fork_rng([]):
@@ -208,7 +219,7 @@ def bench(
         example = export.example_of(folder)
         int8 = folder / "model-int8.onnx"
     else:
-        settings, dataset, posterior = load(folder, root)
+        settings, dataset, posterior = load(folder, root, trust=trust)
         small = compact(posterior, run_keep(settings, posterior, dataset))
         dense = dense_network(posterior)
         example, int8 = dataset.test.x[:64], folder / "none"

@@ -326,11 +326,15 @@ def test_parameters_without_units_are_groups_that_stay():
     assert all(torch.equal(parameters[n], v) for n, v in graph.parameters(rows).items())
 
 
-def test_reparametrised_layers_are_left_alone():
-    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
-    graph = groups(net, torch.randn(2, 4))
+def test_parametrised_layers():
+    norm, spectral = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+    net = nn.Sequential(norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    assert groups(net, torch.randn(2, 4))["0"].writers[0].parameter == "0.weight"
+    assert "parametrizations" in dict(net[0].named_children())  # the user's own is as it was
+    assert net(torch.randn(2, 4)).shape == (2, 2)
+    graph = groups(nn.Sequential(spectral(nn.Linear(4, 4)), nn.Linear(4, 2)), torch.randn(2, 4))
     assert prunable(graph) == []
-    assert "ParametrizedLinear '0' is not supported" in graph["0"].reason
+    assert "computed by a parametrisation" in graph["input"].reason
 
 
 def test_several_inputs():
