@@ -388,7 +388,7 @@ class Step:
         if open is None:
             open = torch.cat([value.open for value in self.inputs])
         bad = emission.isinf()
-        if not any(bool(value.emission.isnan().any()) for value in self.inputs):
+        if not any(bool(v.emission.isnan().any()) for v in (*self.inputs, *self.met.values())):
             bad |= emission.isnan()
         if bad.any():
             labels = self.refuse(

@@ -222,7 +222,7 @@ def test_not_prunable(net, reason):
 def test_in_place_on_a_shared_value():
     def run(self, x):
         hidden = self.a(x)
-        self.act(self.drop(hidden))
+        self.act(hidden.view(2, 4))
         return self.b(hidden)
 
     layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 2), "drop": nn.Dropout()}
