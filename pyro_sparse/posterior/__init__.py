@@ -20,9 +20,11 @@ from .diagnostics import (
 )
 from .inclusion import (
     InputSelection,
+    InputSets,
     MergedInclusion,
     false_discovery_rate,
     input_probability,
+    input_sets,
     merge,
     reaching_inputs,
     select_inputs,
@@ -57,6 +59,7 @@ __all__ = [
     "ExpectedCost",
     "FalseDiscovery",
     "InputSelection",
+    "InputSets",
     "KHat",
     "LogAlpha",
     "LogScale",
@@ -83,6 +86,7 @@ __all__ = [
     "importance",
     "importance_weighted_elbo",
     "input_probability",
+    "input_sets",
     "khat",
     "log_weights",
     "merge",

@@ -320,16 +320,8 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
             ),
         ]
     if merged["inputs"] is not None:
-        chosen = merged["inputs"]
-        parts.append(
-            f"<p>Inputs within a false-discovery rate of 5 %: {_joined(chosen['selected'])}; "
-            f"expected missed: {chosen['missed']:.2f}.</p>"
-        )
+        parts.append(f"<p>{escape(merged['inputs']['said'])}</p>")
     return parts
-
-
-def _joined(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) or "none"
 
 
 # -- a comparison ----------------------------------------------------------------------------------
