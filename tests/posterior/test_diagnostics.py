@@ -127,7 +127,7 @@ def test_khat_of_spike_and_slab_guides(separable):
     assert exact.joint < 0.1
     assert list(exact.blocks) == ["beta"]
     assert max(exact.blocks.values()) < 0.1
-    narrow = khat(separable.model, separable.guide(scale=0.5), num_samples=600, contexts=1)
+    narrow = khat(separable.model, separable.guide(scale=0.4), num_samples=600, contexts=1)
     assert narrow.joint > 0.7
     assert narrow.blocks["beta"] > 0.7
 
