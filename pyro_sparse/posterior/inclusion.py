@@ -15,22 +15,16 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import pyro
-import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from pyro_sparse.graph import Graph, evaluating
-from pyro_sparse.modules import own_parameters
+from pyro_sparse.graph import Graph
+from pyro_sparse.names import text_table
 
-from .exact import ExactDraws
-from .importance import offered
+from .network import FittedNetwork
 from .summary import Objective
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from .summary import objective as objective_of
 
 __all__ = [
     "InputSelection",
@@ -131,17 +125,15 @@ class MergedInclusion:
         return float(logs.logsumexp(0)) - math.log(len(logs))
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.probabilities)
-        lines = [f"{'group'.ljust(width)}  units  expected ± s.e.  largest s.e. of a PIP"]
+        lines = [("group", "units", "expected ± s.e.", "largest s.e. of a PIP")]
         for name, (count, error) in self.expected.items():
             largest = float(self.standard_error[name].max())
             units = self.probabilities[name].shape[1]
-            expected = f"{count:.1f} ± {error:.1f}"
-            lines.append(f"{name.ljust(width)}  {units:5d}  {expected:>15}  {largest:21.3f}")
-        return "\n".join(lines)
+            lines.append((name, str(units), f"{count:.1f} ± {error:.1f}", f"{largest:.3f}"))
+        return text_table(lines)
 
 
-def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
+def merge(posteriors: Sequence[FittedNetwork]) -> MergedInclusion:
     """Merge runs of one model that differ in their seeds.
 
     Args:
@@ -154,7 +146,7 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
     if len(posteriors) < 2:
         raise ValueError(f"expected at least two runs to merge, got {len(posteriors)}")
     for posterior in posteriors:
-        offered(posterior, "guide_inclusion", "merging runs")
+        posterior.offer("inclusion", "merging runs")
     inclusions = [posterior.inclusion() for posterior in posteriors]
     shapes = [{name: len(pip) for name, pip in inclusion.items()} for inclusion in inclusions]
     for other in shapes[1:]:
@@ -178,7 +170,7 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
 
 
 @torch.no_grad()
-def _expected_parameters(posterior: Posterior) -> dict[str, Tensor]:
+def _expected_parameters(posterior: FittedNetwork) -> dict[str, Tensor]:
     """Posterior means of the network's parameters, exclusion counted: γ times the mean."""
     inclusion, graph = posterior.guide_inclusion(), posterior.model.graph
     rows = {}
@@ -214,7 +206,7 @@ def _match(
 # -- inputs that reach the output ------------------------------------------------------------------
 
 
-def reaching_inputs(posterior: Posterior, keep: Mapping[str, Tensor] | None = None) -> Tensor:
+def reaching_inputs(posterior: FittedNetwork, keep: Mapping[str, Tensor] | None = None) -> Tensor:
     """Which inputs have an active path to the output of the masked network.
 
     A path leads from an input through kept units, along weights that are not 0. In a fully
@@ -244,7 +236,7 @@ def _connected_inputs(
 
 
 @torch.no_grad()
-def input_probability(posterior: Posterior, num_samples: int = 200) -> Tensor:
+def input_probability(posterior: FittedNetwork, num_samples: int = 200) -> Tensor:
     """Probability under q that an input has an active path to the output.
 
     The share of hard draws in which the input is in and is connected: for a gated input at most its
@@ -257,21 +249,10 @@ def input_probability(posterior: Posterior, num_samples: int = 200) -> Tensor:
     Returns:
         ``(inputs,)``, float64.
     """
-    if num_samples < 1:
-        raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
     model, graph = posterior.model, posterior.model.graph
     total = torch.zeros(graph["input"].size, dtype=torch.float64)
-    with (
-        evaluating(model.net),
-        own_parameters(model, posterior.guide),
-        pyro.validation_enabled(False),
-    ):
-        for _ in range(num_samples):
-            with ExactDraws():
-                trace = poutine.trace(posterior.guide).get_trace()
-            with poutine.replay(trace=trace):
-                rows, gate = model.latents()
-            total += _connected_inputs(graph, model.parameters_of(rows), gate).double()
+    for one in posterior.network_draws(num_samples):
+        total += _connected_inputs(graph, model.parameters_of(one.rows), one.gate).double()
     return total / num_samples
 
 
@@ -351,7 +332,7 @@ def within_false_discovery_rate(probability: Tensor, level: float) -> Tensor:
 
 
 def select_inputs(
-    probability: Tensor | Posterior | Sequence[Posterior],
+    probability: Tensor | FittedNetwork | Sequence[FittedNetwork],
     *,
     level: float | None = None,
     threshold: float = 0.5,
@@ -374,7 +355,7 @@ def select_inputs(
     objective = None
     if not isinstance(probability, Tensor):
         posteriors = _posteriors(probability)
-        objectives = [posterior.objective() for posterior in posteriors]
+        objectives = [objective_of(posterior) for posterior in posteriors]
         unsettled = [one for one in objectives if not one.settled]
         if unsettled and not math.isnan(unsettled[0].kl_weight):
             raise ValueError(
@@ -400,7 +381,7 @@ def select_inputs(
     )
 
 
-def _posteriors(given: Posterior | Sequence[Posterior]) -> Sequence[Posterior]:
+def _posteriors(given: FittedNetwork | Sequence[FittedNetwork]) -> Sequence[FittedNetwork]:
     posteriors = given if isinstance(given, Sequence) else [given]
     for posterior in posteriors:
         if "input" not in posterior.guide_inclusion():
@@ -451,7 +432,7 @@ class InputSets:
 
 
 def input_sets(
-    posteriors: Posterior | Sequence[Posterior], x: Tensor, *, correlation: float = 0.7
+    posteriors: FittedNetwork | Sequence[FittedNetwork], x: Tensor, *, correlation: float = 0.7
 ) -> InputSets:
     """Which sets of correlated inputs matter, where which of them does cannot be told.
 
@@ -500,7 +481,7 @@ def input_sets(
     return InputSets(tuple(members), *map(torch.stack, (least, expected, spread)))
 
 
-def _supports(posterior: Posterior, count: int = 1000) -> Tensor:
+def _supports(posterior: FittedNetwork, count: int = 1000) -> Tensor:
     """Draws of which inputs are in, ``(draws, inputs)``."""
     chain = posterior.guide.chain()
     if chain is not None:
