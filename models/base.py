@@ -77,6 +77,9 @@ class SparseModel(LocalPyroModule):
     by the model. Group names are the dotted names of the writing modules.
     """
 
+    not_taken: tuple[str, ...] = ()
+    """Parameters of parents that mean nothing to a class; runs do not offer them."""
+
     def __init__(
         self,
         net: nn.Module,

@@ -35,6 +35,8 @@ class Deterministic(SparseModel):
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     """
 
+    not_taken = ("output_scale", "prune_inputs", "input_inclusion_probability")
+
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float | None = None, **shared: Any
     ) -> None:

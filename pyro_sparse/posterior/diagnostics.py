@@ -50,7 +50,8 @@ def pareto_k(log_ratios: Tensor) -> float:
     Zhang and Stephens, with the weakly informative prior (ten observations' weight at ½) of
     Pareto-smoothed importance sampling. The ratios have :math:`1/k` finite moments: below ½ their
     mean is estimated well; above 0.7 no practicable number of draws will do. Ratios that are all
-    equal, or whose tail is, are bounded in the strictest sense: −∞.
+    equal, or whose tail is, are bounded in the strictest sense: −∞. A tail of fewer than five draws
+    beside which all others underflow is infinite.
 
     Args:
         log_ratios: log importance ratios, up to a constant; −∞ is a draw without weight.
@@ -79,7 +80,11 @@ def pareto_k(log_ratios: Tensor) -> float:
         return -math.inf
     # Ties at the cut-off are draws on it, not above.
     tail = tail[tail > 0]
-    return _pareto_shape(tail) if len(tail) >= 5 else -math.inf
+    if len(tail) >= 5:
+        return _pareto_shape(tail)
+    # A few draws that outweigh the cut-off beyond what a number can say are no sign of a bound.
+    underflows = float((values[-size - 1] - values[-1]).exp()) == 0
+    return math.inf if underflows else -math.inf
 
 
 def _pareto_shape(tail: Tensor) -> float:
