@@ -53,8 +53,15 @@ class Likelihood(nn.Module):
         latents = self.sites()
         # The plate never draws a subsample itself: the batch that was passed in is the subsample.
         batch = torch.arange(len(output), device=output.device)
+        law = self.distribution(output, **latents)
+        if y is not None and y.shape != law.shape():
+            # They would be broadcast: a column (batch, 1) against (batch,) gives batch² terms.
+            raise ValueError(
+                f"expected targets of shape {tuple(law.shape())}, one for each output of shape "
+                f"{tuple(output.shape)}, got {tuple(y.shape)}; squeeze or reshape y"
+            )
         with pyro.plate("data", num_data, subsample=batch):
-            pyro.sample("y", self.distribution(output, **latents), obs=y)
+            pyro.sample("y", law, obs=y)
         return output
 
 

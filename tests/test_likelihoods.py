@@ -147,3 +147,11 @@ def test_gamma_prior_of_the_precision():
     law = poutine.trace(likelihood).get_trace(OUTPUT.float(), None, 3).nodes["noise_precision"]
     assert isinstance(law["fn"], pyro.distributions.Gamma)
     assert float(law["fn"].mean) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("targets", [(6, 1), (1,), (6, 6), ()])
+def test_targets_are_never_broadcast(targets):
+    """Whoever runs the model, stock SVI and importance sampling included."""
+    likelihood = Normal(1.0)
+    with pytest.raises(ValueError, match=r"expected targets of shape \(6,\).*squeeze or reshape y"):
+        likelihood(torch.zeros(6, 1), torch.zeros(targets), 6)

@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .identity import differences
+
 __all__ = [
     "State",
     "capture",
@@ -35,7 +37,9 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT = 1
+FORMAT = 2
+OWN = "the state"
+"""What errors call a state that this process captured itself."""
 
 
 class State(NamedTuple):
@@ -95,6 +99,7 @@ def capture(
     loader: Any = None,
     order: Mapping[str, Tensor] | None = None,
     progress: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> State:
     """A copy of model, guide and, where given, the state of training.
 
@@ -105,6 +110,7 @@ def capture(
         loader: its order, where it has a ``state_dict`` of tensors.
         order: `order_of` the loader when the running epoch began.
         progress: anything JSON can hold, such as the epoch.
+        identity: what the run is a run of, see :func:`~pyro_sparse.infer.identity.identity`.
     """
     tensors = order_of(loader)
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
@@ -115,6 +121,7 @@ def capture(
         "model": type(model).__name__,
         "guide": type(guide).__name__,
         "progress": dict(progress or {}),
+        "identity": dict(identity or {}),
     }
     if optimizer is not None:
         state = optimizer.state_dict()
@@ -222,8 +229,7 @@ def load_checkpoint(path: Path) -> State:
             f"{path} has checkpoint format {header.get('format')}, expected {FORMAT}; load it with "
             "the version of pyro-sparse that wrote it"
         )
-    # Checkpoints of 0.1.0 have no checksum.
-    if metadata.get("checksum", "") not in ("", _checksum(text, tensors)):
+    if metadata.get("checksum") != _checksum(text, tensors):
         raise ValueError(
             f"{path} is damaged: its content does not have the checksum that was written with it"
             f"{_others(path)}"
@@ -261,7 +267,8 @@ def install(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     loader: Any = None,
-    origin: str | Path = "the state",
+    identity: Mapping[str, Any] | None = None,
+    origin: str | Path = OWN,
 ) -> dict[str, Any]:
     """Bring model, guide and, where given, training to a state; returns its ``progress``.
 
@@ -272,6 +279,7 @@ def install(
         model, guide: of the same kind.
         optimizer: with the same parameters.
         loader: with the same data.
+        identity: what the run is a run of; where the state knows other answers, it is refused.
         origin: what errors call it.
 
     Raises:
@@ -279,6 +287,7 @@ def install(
     """
     header, tensors = state
     modules = {"model": model, "guide": guide}
+    entries: dict[int, dict[str, Tensor]] = {}
     for role, module in modules.items():
         if header[role] != type(module).__name__:
             raise ValueError(
@@ -298,19 +307,93 @@ def install(
             )
     if optimizer is not None and "optimizer" not in header:
         raise ValueError(f"{origin} has no state of training, it cannot be resumed")
-    for role, module in modules.items():
-        module.load_state_dict(_part(tensors, f"{role}."))
+    differ = differences(header["identity"], identity or {})
+    if differ:
+        raise ValueError(
+            f"{origin} is of another run: {'; '.join(differ)}. A run goes on as it was begun (its "
+            "schedules depend on the epochs, too): repeat its call, or begin another folder"
+        )
     if optimizer is not None:
-        entries: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             index, entry = name.split(".", 1)
             # The optimiser changes its state in place, and this one may be needed again.
             entries.setdefault(int(index), {})[entry] = value.clone()
+        if origin != OWN:  # what this process captured fits
+            _check_optimizer(header["optimizer"], entries, optimizer, origin)
+        now = order_of(loader)
+        order = {name: tensors[name] for name in now if name in tensors}
+        differ = sorted(
+            name
+            for name, value in order.items()
+            if value.shape != now[name].shape or value.dtype != now[name].dtype
+        )
+        if differ or "random.cpu" not in order:
+            raise ValueError(
+                f"{origin} does not fit this loader or machine: "
+                f"{', '.join(differ or ['random.cpu'])} missing, or of another shape or type"
+            )
+    for role, module in modules.items():
+        module.load_state_dict(_part(tensors, f"{role}."))
+    if optimizer is not None:
         groups = copy.deepcopy(header["optimizer"])
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
         set_order(tensors, None)
     _set_loader(tensors, loader)
     return copy.deepcopy(header["progress"])
+
+
+def _check_optimizer(
+    groups: Any,
+    entries: Mapping[int, Mapping[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    origin: str | Path,
+) -> None:
+    """Raise ``ValueError`` unless a saved state is one of this optimiser.
+
+    torch compares how many parameters there are, and fused updates trust the rest: they write
+    beyond a tensor that is too small.
+    """
+    own = optimizer.param_groups
+    parameters = [parameter for group in own for parameter in group["params"]]
+    same = (
+        isinstance(groups, list)
+        and len(groups) == len(own)
+        and all(
+            isinstance(group, dict)
+            and group.keys() == mine.keys()
+            and isinstance(group["params"], list)
+            and len(group["params"]) == len(mine["params"])
+            for group, mine in zip(groups, own, strict=True)
+        )
+        and [index for group in groups for index in group["params"]] == [*range(len(parameters))]
+    )
+    problem = "" if same else "it has other groups of parameters, or other options"
+    expected = {} if problem else _first_state(optimizer)
+    for index, values in entries.items():
+        for name, value in values.items():
+            like = expected.get(index, {}).get(name)
+            if like is None or (value.shape, value.dtype) != (like.shape, like.dtype):
+                wanted = "none" if like is None else f"{like.dtype} of shape {tuple(like.shape)}"
+                problem = problem or (
+                    f"{name} of parameter {index} is {value.dtype} of shape {tuple(value.shape)}, "
+                    f"expected {wanted}"
+                )
+    if problem:
+        raise ValueError(
+            f"{origin} does not fit this optimiser ({type(optimizer).__name__}): {problem}; train "
+            "with the optimiser that the run was begun with"
+        )
+
+
+def _first_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """What the optimiser keeps of every parameter, by the first step of a copy."""
+    probe = copy.deepcopy(optimizer)
+    probe.state.clear()
+    for group in probe.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    probe.step()
+    return probe.state_dict()["state"]
 
 
 def restore(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,14 @@ from .checkpoint import State, write_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
 from .folder import RunFolder
+from .identity import identity
 from .lower_bound import lower_bound
 from .memory import check_memory, kept_bytes, memory_need
 from .processes import launch, make_fabric, on_first, share, unify
 from .recipe import FusedAdam, Recipe
 from .schedules import Schedule
 from .stopping import StopRequest
-from .training import RETRY_FACTOR, Run, Training
+from .training import RETRY_FACTOR, Run, Training, length
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -49,15 +51,31 @@ VALIDATION_BATCH = 1000
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
     """Raise ``ValueError`` unless the model can be trained on ``x`` and ``y``."""
     check(x, y, classes=None, features=model.example_shape[1:], where=where)
-    with torch.no_grad():
-        rows = model.initial_rows()
-        output = model.run(x[:2].to(next(iter(rows.values())).device), rows)
-    # Targets are checked against the network's outputs, which a couple of examples reveal.
-    output = output[:1].expand(len(x), *output.shape[1:])
-    try:
-        model.likelihood.check(output, y.to(output.device))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    BatchCheck(model, x)(x, y, where)
+
+
+class BatchCheck:
+    """Raises ``ValueError`` unless a batch fits the model: shapes, types and ranges.
+
+    Args:
+        model: its likelihood knows what targets are.
+        x: a couple of examples, which reveal what the network makes of one.
+    """
+
+    def __init__(self, model: SparseModel, x: Tensor) -> None:
+        self.model = model
+        with torch.no_grad():
+            rows = model.initial_rows()
+            output = model.run(x[:2].to(next(iter(rows.values())).device), rows)
+        self.output = output[:1]
+
+    def __call__(self, x: Tensor, y: Tensor, where: str) -> None:
+        check(x, y, classes=None, features=self.model.example_shape[1:], where=where)
+        output = self.output.expand(len(x), *self.output.shape[1:])
+        try:
+            self.model.likelihood.check(output, y.to(output.device))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 def fit(
@@ -171,6 +189,8 @@ def fit(
     # A DataLoader draws from the global generator when it is iterated, and so does dropout.
     with torch.random.fork_rng([]):
         x, y, batch_size = _check_loader(model, loader)
+        # Loaders that do not hold their data are looked at as their batches come.
+        batch_check = None if _holds_data(loader) else BatchCheck(model, x)
         held_out = None if validation is None else _validation_batches(model, validation)
 
     if fabric is None:
@@ -187,11 +207,21 @@ def fit(
         check_memory(need, fabric.device, need.parameters if device == fabric.device else 0)
     devices = range(torch.cuda.device_count())
     bar = _progress_bar(progress and fabric.is_global_zero)
-    with torch.random.fork_rng(devices), bar, StopRequest() as stop:
+    run_of = None
+    if folder is not None:
+        options = {"epochs": epochs, "num_particles": num_particles, **recipe.described()}
+        run_of = identity(model, guide, loader, options)
+    with (
+        torch.random.fork_rng(devices),
+        bar,
+        _alone(folder, fabric),
+        StopRequest() as stop,
+    ):
         torch.manual_seed(seed + fabric.global_rank)
         training = Training(
             model, guide, elbo, shared, recipe, fabric, stop,
             Run(out=None if folder is None else folder.path), epochs=epochs, tape=tape,
+            identity=run_of, check=batch_check,
         )  # fmt: skip
         run = training.run
         unify(fabric, model, guide)
@@ -252,6 +282,16 @@ def _resume(training: Training, folder: RunFolder) -> State | None:
     return last
 
 
+@contextlib.contextmanager
+def _alone(folder: RunFolder | None, fabric: Fabric) -> Iterator[None]:
+    """Context in which no other process writes to the folder; of several processes one looks."""
+    if folder is None or not fabric.is_global_zero:
+        yield
+        return
+    with folder.alone():
+        yield
+
+
 def _given_up(error: Divergence, training: Training, folder: RunFolder | None) -> Divergence:
     """The same error with what to do, and what there is."""
     done = len(training.run.history)
@@ -292,14 +332,15 @@ def _check_loader(
     Returns:
         A few examples, and how many a batch has.
     """
-    if isinstance(loader, Sized) and len(loader) == 0:
+    if length(loader) == 0:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
     if what == "training data":
         _check_size(model, loader)
-    if hasattr(loader, "x") and hasattr(loader, "y"):
-        check_data(model, loader.x, loader.y, what)
-        size = getattr(loader, "batch_size", len(loader.x))
-        return loader.x[:4], loader.y[:4], min(size, len(loader.x))
+    held: Any = loader
+    if _holds_data(loader):
+        check_data(model, held.x, held.y, what)
+        size = getattr(loader, "batch_size", len(held.x))
+        return held.x[:4], held.y[:4], min(size, len(held.x))
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
@@ -308,15 +349,21 @@ def _check_loader(
     return x[:4], y[:4], len(x)
 
 
+def _holds_data(loader: Any) -> bool:
+    return hasattr(loader, "x") and hasattr(loader, "y")
+
+
 def _check_size(model: SparseModel, loader: Any) -> None:
     """Raise ``ValueError`` where the loader has another number of examples than the model.
 
     The likelihood of a batch is scaled to ``num_data`` examples: a wrong number tempers the
     posterior without a word.
     """
-    # Of a DataLoader, a sampler may choose fewer examples than there are.
-    holders = (getattr(loader, name, None) for name in ("x", "dataset", "sampler"))
-    sizes = [len(one) for one in holders if isinstance(one, Sized)]
+    # Of a DataLoader, a sampler may choose fewer examples than there are; a stream has none.
+    names = ["x", "dataset", "sampler"]
+    if isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset):
+        names = ["dataset"]
+    sizes = [size for name in names if (size := length(getattr(loader, name, None))) is not None]
     if sizes and model.num_data not in sizes:
         raise ValueError(
             f"the model has num_data={model.num_data}, but the loader {sizes[0]} examples; the "

@@ -6,6 +6,7 @@
     checkpoint/last.safetensors           after the last epoch that is done
     checkpoint/best.safetensors           after the best one so far
     checkpoint/interrupted.safetensors    in the midst of an epoch, where a signal stopped the run
+    checkpoint/lock                       held by the process that writes
 
 After an epoch the best checkpoint is written first, then the last, then the line: what a kill
 leaves out is made again, bit for bit, from the last checkpoint, which holds all lines.
@@ -13,12 +14,15 @@ leaves out is made again, bit for bit, from the last checkpoint, which holds all
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .checkpoint import State, checkpoint_file, load_checkpoint, write_checkpoint
 
@@ -38,6 +42,31 @@ class RunFolder:
         self.best = checkpoint_file(path, "best")
         self.interrupted = checkpoint_file(path, "interrupted")
         self.metrics = path / "metrics.jsonl"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Context in which this process is the only one that writes to the folder.
+
+        The lock is the operating system's: it goes with its owner, also one that is killed.
+
+        Raises:
+            OSError: another process has it, or the folder cannot be written.
+        """
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.last.parent / "lock", timeout=0, is_singleton=True)
+            lock.acquire()
+        except Timeout:
+            raise OSError(
+                f"{self.path} is being written by another process; wait for it or stop it, or "
+                "choose another folder"
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def started(self) -> bool:
@@ -63,10 +92,7 @@ class RunFolder:
             probe.write_bytes(b"\0")
             probe.unlink()
         except OSError as error:
-            raise OSError(
-                f"cannot write to {self.path}: {error}. Choose a folder that can be made and "
-                "written to"
-            ) from error
+            raise _unwritable(self.path, error) from error
         kept = [path for path in (self.last, self.best) if path.is_file()]
         needed = (3 - len(kept)) * checkpoint_bytes
         free = shutil.disk_usage(folder).free
@@ -110,6 +136,12 @@ class RunFolder:
     def rewrite_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Bring metrics.jsonl to what the last checkpoint knows."""
         write_text(self.metrics, "".join(map(_line, history)))
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"cannot write to {path}: {error}. Choose a folder that can be made and written to"
+    )
 
 
 def read_json(path: Path) -> Any:

@@ -124,6 +124,18 @@ class Recipe:
         self._how = [how[kind] for kind in kinds]
         self._kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
 
+    def described(self) -> dict[str, Any]:
+        """Rates and weights over training, as numbers: two recipes that differ, differ here."""
+        at = [place / 8 for place in range(9)]
+        described: dict[str, Any] = {
+            f"rate {number}": [rate * schedule(place) for place in at]
+            for number, (rate, schedule) in enumerate(self._how)
+        }
+        described["kl_weight"] = [self._kl_weight(place) for place in at]
+        described["clip_norm"] = self.clip_norm
+        described["optimizer"] = type(self.optimizer).__name__
+        return described
+
     def set(self, progress: float, elbo: ELBO, factor: float = 1.0) -> None:
         """Set the learning rates and the KL's weight.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.names import UNDECIDED
 
-from .checkpoint import State, capture, install, order_of, set_order
+from .checkpoint import OWN, State, capture, install, order_of, set_order
 from .divergence import (
     Divergence,
     broken_gradient,
@@ -36,10 +36,18 @@ from .tape import Taped
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["RETRY_FACTOR", "Objective", "Run", "Training"]
+__all__ = ["RETRY_FACTOR", "Objective", "Run", "Training", "length"]
 
 RETRY_FACTOR = 0.5
 """All learning rates are multiplied by this when training goes back after a divergence."""
+
+
+def length(loader: Any) -> int | None:
+    """Batches of an epoch, where a loader knows; a ``DataLoader`` over a stream has no length."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 @dataclass
@@ -122,6 +130,8 @@ class Training:
         stop: looked at after every step.
         run: is given the metrics.
         epochs: in all.
+        identity: what the run is a run of, kept with its states.
+        check: raises ``ValueError`` where a batch does not fit; None where all data were checked.
         tape: whether steps may run from tapes, see :mod:`pyro_sparse.infer.tape`; one process on
             the CPU does, in full precision.
     """
@@ -138,11 +148,13 @@ class Training:
         run: Run,
         *,
         epochs: int,
+        identity: Mapping[str, Any] | None = None,
+        check: Callable[[Tensor, Tensor, str], None] | None = None,
         tape: bool = True,
     ) -> None:
         self.model, self.guide, self.elbo, self.loader = model, guide, elbo, loader
         self.recipe, self.fabric, self.stop, self.run = recipe, fabric, stop, run
-        self.epochs = epochs
+        self.epochs, self.identity, self.check = epochs, identity, check
         objective = Objective(model, guide, elbo)
         self.objective, self.stepper = fabric.setup(objective, recipe.optimizer)
         # A gradient scaler meets infinite gradients in its search for a scale, and skips them.
@@ -173,12 +185,12 @@ class Training:
             order = progress["running"].pop("order")
         state = capture(
             self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
-            order=order, progress=progress,
+            order=order, progress=progress, identity=self.identity,
         )  # fmt: skip
         state.tensors.update(random_states(self.fabric))
         return state
 
-    def install(self, state: State, origin: str | Path = "the state") -> None:
+    def install(self, state: State, origin: str | Path = OWN) -> None:
         """Go back, or on, to what `state` gave.
 
         Raises:
@@ -186,7 +198,7 @@ class Training:
         """
         progress = install(
             state, self.model, self.guide, optimizer=self.stepper.optimizer, loader=self.loader,
-            origin=origin,
+            identity=self.identity, origin=origin,
         )  # fmt: skip
         set_random_states(self.fabric, state.tensors)
         self.changed()
@@ -248,6 +260,8 @@ class Training:
         if running.steps:  # what the last of them had is part of the metrics
             self._schedule(running.steps - 1)
         for x, y in self._batches(running):
+            if self.check is not None:
+                self.check(x, y, f"batch {running.steps + 1} of epoch {number}")
             self._schedule(running.steps)
             *values, stop = self.step(x.to(self.fabric.device), y.to(self.fabric.device))
             running.steps += 1
@@ -295,7 +309,7 @@ class Training:
 
     def _schedule(self, step: int) -> None:
         """Learning rates and weight of the KL for a step of the running epoch."""
-        steps = len(self.loader) if isinstance(self.loader, Sized) else 0
+        steps = length(self.loader) or 0
         done = (len(self.run.history) + (step / steps if steps else 0.0)) / self.epochs
         self.recipe.set(done, self.elbo, RETRY_FACTOR**self.retried)
 

@@ -80,6 +80,8 @@ def predictive_scores(
     """
     natural, logs = [], []
     for output, latents in draws:
+        if not natural:
+            likelihood.check(output, y)
         natural.append(likelihood.natural(output))
         logs.append(likelihood.distribution(output, **latents).log_prob(y))
     prediction = torch.stack(natural).mean(0)

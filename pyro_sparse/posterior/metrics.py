@@ -26,6 +26,15 @@ __all__ = [
 ]
 
 
+def _check_targets(shape: torch.Size, y: Tensor) -> None:
+    """One target an example: others would be broadcast, to a number of something else."""
+    if y.shape != shape:
+        raise ValueError(
+            f"expected targets of shape {tuple(shape)}, one for each prediction, got "
+            f"{tuple(y.shape)}; squeeze or reshape them"
+        )
+
+
 def accuracy(probabilities: Tensor, y: Tensor) -> float:
     """Fraction in [0, 1] of examples whose most probable class is the label.
 
@@ -35,6 +44,7 @@ def accuracy(probabilities: Tensor, y: Tensor) -> float:
         y: labels.
             Shape: (N,).
     """
+    _check_targets(probabilities.shape[:-1], y)
     return float((probabilities.argmax(-1) == y).double().mean())
 
 
@@ -50,6 +60,7 @@ def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float
         y: labels.
             Shape: (N,).
     """
+    _check_targets(probabilities.shape[:-1], y)
     confidence, predicted = probabilities.double().max(-1)
     gap = (predicted == y).double() - confidence
     index = _bins(confidence, bins)
@@ -77,6 +88,7 @@ def rmse(mean: Tensor, y: Tensor) -> float:
         y: targets.
             Shape: (N,).
     """
+    _check_targets(mean.shape, y)
     return float((mean - y).double().square().mean().sqrt())
 
 
@@ -94,6 +106,7 @@ def brier_score(probabilities: Tensor, y: Tensor) -> float:
 
     Source: Brier (Monthly Weather Review 78, 1950), the form over all classes.
     """
+    _check_targets(probabilities.shape[:-1], y)
     probabilities = probabilities.double()
     label = torch.nn.functional.one_hot(y.long(), probabilities.shape[-1]).to(probabilities)
     return float((probabilities - label).square().sum(-1).mean())
@@ -121,6 +134,7 @@ def reliability_curve(probabilities: Tensor, y: Tensor, bins: int = 15) -> Relia
         y: labels.
             Shape: (N,).
     """
+    _check_targets(probabilities.shape[:-1], y)
     confidence, predicted = probabilities.double().cpu().max(-1)
     right = (predicted == y.cpu()).double()
     index = _bins(confidence, bins)

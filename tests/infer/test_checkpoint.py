@@ -3,18 +3,33 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyro_sparse.infer import checkpoint, checkpoint_file, restore, save_checkpoint
+from pyro_sparse import guides, models, nets
+from pyro_sparse.data import Batches
+from pyro_sparse.infer import checkpoint, checkpoint_file, save_checkpoint
 from pyro_sparse.infer.checkpoint import load_checkpoint
+
+
+class Killed(Exception):
+    pass
 
 
 @pytest.fixture
 def folder(tiny, tmp_path):
-    tiny.train(*tiny.problem(), out=tmp_path, epochs=1)
+    """Of a run of two epochs that was killed after the first."""
+
+    def kill(metrics):
+        if metrics["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tiny.train(*tiny.problem(), out=tmp_path, epochs=2, on_epoch=kill)
     return tmp_path
 
 
@@ -62,11 +77,11 @@ class TestRefused:
 
     def test_the_best_may_be_used_instead(self, tiny, folder):
         model, whole = tiny.problem()
-        history = tiny.train(model, whole, epochs=1).history
+        history = tiny.train(model, whole, epochs=2).history
         file = checkpoint_file(folder)
         file.write_bytes(checkpoint_file(folder, "best").read_bytes())
         model, guide = tiny.problem()
-        run = tiny.train(model, guide, out=folder, resume=True, epochs=1)
+        run = tiny.train(model, guide, out=folder, resume=True, epochs=2)
         assert tiny.without_seconds(run.history) == tiny.without_seconds(history)
         tiny.assert_equal(tiny.state(guide), tiny.state(whole))
 
@@ -86,18 +101,126 @@ class TestRefused:
         tensors = load_file(checkpoint_file(folder))
         for metadata in (None, {"pyro_sparse": json.dumps({"format": 99})}):
             save_file(tensors, checkpoint_file(folder), metadata=metadata)
-            refused(r"has checkpoint format .*, expected 1")
+            refused(r"has checkpoint format .*, expected 2")
 
     def test_without_a_state_of_training(self, tiny, folder, refused):
         save_checkpoint(checkpoint_file(folder), *tiny.problem(), progress={"history": []})
         refused("no state of training")
 
 
-def test_checkpoints_of_the_first_version_have_no_checksum(tiny, folder):
-    file = checkpoint_file(folder)
-    state = load_checkpoint(file)
-    save_file(state.tensors, file, metadata={"pyro_sparse": json.dumps(state.header)})
-    assert restore(file, *tiny.problem())["history"] == tiny.lines(folder)
+class TestAnotherRun:
+    """What fits by its shapes, and is of another run all the same."""
+
+    @pytest.mark.parametrize(
+        ("changed", "named"),
+        [
+            ({"epochs": 3}, "option epochs was 2, is 3"),
+            ({"lr": 0.5}, "option rate 0 was"),
+            ({"num_particles": 2}, "option num_particles was 1, is 2"),
+        ],
+        ids=str,
+    )
+    def test_options_of_training(self, tiny, folder, changed, named):
+        with pytest.raises(ValueError, match=rf"of another run: .*{named}.*begin another folder"):
+            tiny.train(*tiny.problem(), out=folder, resume=True, **({"epochs": 2} | changed))
+
+    def test_data(self, tiny, folder):
+        x, y = tiny.data()
+        for loader in (
+            Batches(x, y.roll(1), 20, seed=1),
+            Batches(x + 1e-6, y, 20, seed=1),
+            Batches(x.flip(0), y.flip(0), 20, seed=1),
+        ):
+            with pytest.raises(ValueError, match="another data"):
+                tiny.train(*tiny.problem(), out=folder, resume=True, epochs=2, loader=loader)
+        loader = Batches(x, y, 10, seed=1)
+        with pytest.raises(ValueError, match="loader batch_size was 20, is 10"):
+            tiny.train(*tiny.problem(), out=folder, resume=True, epochs=2, loader=loader)
+
+    def test_prior_and_activation(self, tiny, folder):
+        x = tiny.data()[0]
+        for activation, options, named in (
+            ("relu", {}, "another network"),
+            ("silu", {"slab_scale": 9.0}, "constant slab_scale was 1.0, is 9.0"),
+            ("silu", {"num_data": len(x) // 2}, "num_data"),
+        ):
+            net = nets.mlp([4, 5, 2], activation)
+            model = models.SpikeSlabGaussian(net, x[:2], **({"num_data": len(x)} | options))
+            guide = guides.for_model(model)
+            untouched = tiny.state(guide)
+            with pytest.raises(ValueError, match=named):
+                tiny.train(model, guide, out=folder, resume=True, epochs=2)
+            tiny.assert_equal(tiny.state(guide), untouched)
+
+
+class TestStateOfTheOptimiser:
+    """Fused updates trust shapes, and would write beyond a tensor."""
+
+    def changed(self, folder, change) -> None:
+        file = checkpoint_file(folder)
+        state = load_checkpoint(file)
+        names = [name for name in state.tensors if name.endswith("exp_avg")]
+        change(state, max(names, key=lambda name: state.tensors[name].numel()))
+        checkpoint.write_checkpoint(file, state)  # with a checksum that is right
+
+    def shorter(self, state, name):
+        state.tensors[name] = state.tensors[name].flatten()[:1].clone()
+
+    def scalar(self, state, name):
+        state.tensors[name] = torch.tensor(0.0)
+
+    def doubles(self, state, name):
+        state.tensors[name] = state.tensors[name].double()
+
+    def another_index(self, state, name):
+        state.tensors["optimizer.99.exp_avg"] = state.tensors[name].clone()
+
+    def without_an_option(self, state, name):
+        del state.header["optimizer"][0]["eps"]
+
+    def other_parameters(self, state, name):
+        state.header["optimizer"][0]["params"] = [0, 0]
+
+    @pytest.mark.parametrize(
+        "change",
+        ["shorter", "scalar", "doubles", "another_index", "without_an_option", "other_parameters"],
+    )
+    def test_refused(self, tiny, folder, change):
+        self.changed(folder, getattr(self, change))
+        model, guide = tiny.problem()
+        untouched = tiny.state(guide)
+        with pytest.raises(ValueError, match=r"does not fit this optimiser \(FusedAdam\)"):
+            tiny.train(model, guide, out=folder, resume=True, epochs=2)
+        tiny.assert_equal(tiny.state(guide), untouched)
+
+    def test_random_state(self, tiny, folder):
+        def shorter(state, name):
+            state.tensors["random.cpu"] = state.tensors["random.cpu"][:8].clone()
+
+        self.changed(folder, shorter)
+        with pytest.raises(ValueError, match=r"random.cpu missing, or of another shape"):
+            tiny.train(*tiny.problem(), out=folder, resume=True, epochs=2)
+
+
+class TestOneWriter:
+    def test_a_second_process_is_refused(self, tiny, folder):
+        """The lock is the system's, as a process that waits for its standard input shows."""
+        script = (
+            "import sys, filelock\n"
+            f"with filelock.FileLock({str(folder / 'checkpoint' / 'lock')!r}):\n"
+            "    print('locked', flush=True)\n"
+            "    sys.stdin.read()\n"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        with other:
+            assert other.stdout.readline() == b"locked\n"
+            with pytest.raises(OSError, match="is being written by another process"):
+                tiny.train(*tiny.problem(), out=folder, resume=True, epochs=2)
+            assert len(tiny.lines(folder)) == 1
+            other.kill()
+        assert len(tiny.train(*tiny.problem(), out=folder, resume=True, epochs=2).history) == 2
 
 
 class TestFailedWrites:
@@ -120,7 +243,7 @@ class TestFailedWrites:
             tiny.train(model, guide, out=tmp_path, epochs=5)
         monkeypatch.undo()
         names = {path.name for path in (tmp_path / "checkpoint").iterdir()}
-        assert names == {"last.safetensors", "best.safetensors"}
+        assert names == {"last.safetensors", "best.safetensors", "lock"}
         model, guide = tiny.problem()
         run = tiny.train(model, guide, out=tmp_path, epochs=5, resume=True)
         model, whole = tiny.problem()

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_sparse as ps
 from pyro_sparse import guides, likelihoods, models, nets
@@ -322,6 +322,37 @@ class TestRefusedBeforeTraining:
             train(*problem(), loader=DataLoader(TensorDataset(x[:0], y[:0])))
         with pytest.raises(ValueError, match="the loader is empty"):
             train(*problem(), loader=iter(()))
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda x, y: (x, y[:, None]), r"expected y of shape \(N,\)"),
+            (lambda x, y: (x, y[:1]), "as many rows in x as in y"),
+            (lambda x, y: (x[:, :3], y), "as the network takes them"),
+            (lambda x, y: (x, y + 2), "labels"),
+            (lambda x, y: (x * math.nan, y), "NaN"),
+        ],
+    )
+    def test_every_batch_is_looked_at(self, spoil, message):
+        """A loader that does not hold its data shows a wrong batch when it comes."""
+        x, y = data()
+        batches = [(x[:20], y[:20]), spoil(x[20:40], y[20:40]), (x[40:], y[40:])]
+        model, guide = problem()
+        with pytest.raises(ValueError, match=f"batch 2 of epoch 1: .*{message}"):
+            train(model, guide, loader=batches)
+
+    def test_a_stream_has_no_length(self):
+        class Stream(IterableDataset):
+            def __iter__(self):
+                yield from zip(*data(), strict=True)
+
+        model, guide = problem()
+        run = train(model, guide, loader=DataLoader(Stream(), 20))
+        model, other = problem()
+        x, y = data()
+        whole = train(model, other, loader=Batches(x, y, 20, shuffle=False), schedule=None)
+        assert len(run.history) == len(whole.history) == 3
+        assert all(math.isfinite(entry["loss"]) for entry in run.history)
 
     @pytest.mark.parametrize("name", ["lr", "inclusion_lr", "scale_lr", "clip_norm"])
     @pytest.mark.parametrize("value", [0.0, -1e-3, math.nan, math.inf])

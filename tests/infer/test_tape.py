@@ -447,15 +447,20 @@ class TestFit:
         assert all(torch.equal(recorded[name], expected[name]) for name in expected)
 
     def test_resuming_is_the_same_with_and_without(self, tapes, tmp_path):
-        def train(epochs, out, resume=False, tape=True):
+        def kill(metrics):
+            if metrics["epoch"] == 10:
+                raise InterruptedError
+
+        def train(out, resume=False, tape=True, on_epoch=None):
             model, guide, loader = problem("LogNormalNoise")
             options = {"schedule": infer.schedules.constant(), "out": tmp_path / out}
             infer.fit(
-                model, guide, loader, epochs=epochs, progress=False, resume=resume, tape=tape,
-                kl_weight=infer.schedules.constant(), **options,
+                model, guide, loader, epochs=16, progress=False, resume=resume, tape=tape,
+                kl_weight=infer.schedules.constant(), on_epoch=on_epoch, **options,
             )  # fmt: skip
             return guide.state_dict()
 
-        train(9, "a")
-        resumed, whole = train(16, "a", resume=True), train(16, "b", tape=False)
+        with pytest.raises(InterruptedError):
+            train("a", on_epoch=kill)
+        resumed, whole = train("a", resume=True), train("b", tape=False)
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -216,3 +216,20 @@ def test_wrong_shapes_and_levels(mixture):
         metrics.interval_coverage(y, 95)
     with pytest.raises(ValueError, match=r"probability in \(0, 1\), got 1"):
         metrics.mixture_quantile(mean, scale, 1)
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (1,), (5,), (6, 6)])
+def test_targets_are_never_broadcast(shape):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(6, 3, generator=generator).softmax(-1)
+    labels = torch.zeros(shape, dtype=torch.long)
+    for score in (
+        metrics.accuracy,
+        metrics.calibration_error,
+        metrics.brier_score,
+        metrics.reliability_curve,
+    ):
+        with pytest.raises(ValueError, match=r"expected targets of shape \(6,\)"):
+            score(probabilities, labels)
+    with pytest.raises(ValueError, match=r"expected targets of shape \(6,\)"):
+        metrics.rmse(torch.zeros(6), torch.zeros(shape))
