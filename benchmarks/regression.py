@@ -75,8 +75,8 @@ class Independent(nn.Module):
 def fitted(make: Callable[[], nn.Module], x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, float]:
     """Inclusion probabilities of one fit, and its bound."""
     torch.manual_seed(seed)
-    guide, steps = make(), 1500
-    loss = ps.infer.ELBO(num_particles=8)(model, guide)
+    guide, steps = make(), 800
+    loss = ps.infer.ELBO(num_particles=4)(model, guide)
     adam = torch.optim.Adam(guide.parameters(), lr=0.03)
     decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.03 ** (1 / steps))
     for _ in range(steps):
