@@ -164,7 +164,8 @@ class TurboMarkov(GroupGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         if self.training:
-            if int(self.calls) % self.update_every == 0:
+            # A look at the counter keeps a step from being recorded (infer.tape).
+            if self.update_every == 1 or int(self.calls) % self.update_every == 0:
                 self.update()
             self.calls.add_(1)
         hierarchies = self.hierarchies
@@ -174,7 +175,7 @@ class TurboMarkov(GroupGuide):
                 s = self._sample(f"{group.name}.support", group, hierarchy.support())
                 self._sample(f"{group.name}.precision", group, hierarchy.precision(s))
             self.sample_rows(group, family)
-        self.sample_rest()
+        self.sample_likelihood()
 
     def _sample(self, site: str, group: Group, law: TorchDistributionMixin) -> Tensor:
         """A site of s or ρ; what belongs to one unit is the event, where units are apart."""

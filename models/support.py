@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,25 @@ class Support(nn.Module):
         """``(units,)``: whether anything of the unit is in."""
         mask = self[name]
         return mask if mask.dim() == 1 else mask.any(1)
+
+    def log_prior(self) -> float:
+        r"""Log prior probability of this support, nats: what choosing it by the data costs.
+
+        .. math:: \log p(S) = −\log(p + 1) − \log \binom{p}{k}
+
+        for k of p weights (or units) that are in: every size is as probable as any other, and
+        every support of a size. A bound of the pruned model, less this, is one on the log evidence
+        of the mixture of the models of all supports. 0 while everything is in, where nothing was
+        chosen. Without it a bound may exceed the log evidence by what :math:`2^p` supports offer.
+
+        Source: the multiplicity correction of Scott and Berger, Annals of Statistics 38 (2010).
+        """
+        if not self.restricted:
+            return 0.0
+        p = sum(self[name].numel() for name in self)
+        k = sum(int(self[name].sum()) for name in self)
+        choices = math.lgamma(p + 1) - math.lgamma(k + 1) - math.lgamma(p - k + 1)
+        return -math.log(p + 1) - choices
 
     def law(self, name: str, law: TorchDistributionMixin) -> TorchDistributionMixin:
         """``law``, whose batch shape is the mask's, without density or KL for what is out."""

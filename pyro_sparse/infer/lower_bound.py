@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import pyro.poutine as poutine
 import torch
+from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 
 from pyro_sparse import nets
+from pyro_sparse.distributions import NormalJeffreys
 from pyro_sparse.graph import evaluating
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
@@ -17,7 +21,7 @@ from pyro_sparse.modules import own_parameters
 
 from .elbo import ELBO
 
-__all__ = ["LowerBound", "lower_bound"]
+__all__ = ["LowerBound", "lower_bound", "without_evidence"]
 
 
 class LowerBound(NamedTuple):
@@ -25,14 +29,58 @@ class LowerBound(NamedTuple):
 
     log_likelihood: expected under the guide
     kl:             from the prior, at weight 1
+    choice:         what the choice of the weights or units that are left costs,
+                    −log p(support); 0 where nothing was pruned, see
+                    :meth:`pyro_sparse.models.support.Support.log_prior`
+    error:          standard error of ``value`` by the draws, given the batches; NaN for one draw
     """
 
     log_likelihood: float
     kl: float
+    choice: float = 0.0
+    error: float = math.nan
 
     @property
     def value(self) -> float:
+        """The bound; on the log evidence unless `without_evidence` has a reason why not."""
+        return self.log_likelihood - self.kl - self.choice
+
+    @property
+    def given_support(self) -> float:
+        """The bound of the pruned model itself, as if it had been chosen before the data came."""
         return self.log_likelihood - self.kl
+
+
+def without_evidence(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+) -> str | None:
+    """Why no bound of this model and guide is one on a log evidence, or None where it is.
+
+    An improper prior has no evidence, and its KL has an arbitrary constant. Point estimates are
+    chosen by the data for free, so that what is left is the evidence of another model each time.
+
+    Args:
+        model, guide: Pyro callables with the same latent sites.
+        args, kwargs: what both are called with.
+    """
+    with torch.no_grad(), own_parameters(model, guide):
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+    for name, site in p.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or name not in q.nodes:
+            continue
+        prior, law = _base(site["fn"]), _base(q.nodes[name]["fn"])
+        if isinstance(law, Delta) and not isinstance(prior, Delta):
+            return f"{name} is a point estimate"
+        if isinstance(prior, NormalJeffreys | ImproperUniform):
+            return f"the prior of {name} is improper"
+    return None
+
+
+def _base(law: Any) -> Any:
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return law
 
 
 def lower_bound(
@@ -44,6 +92,8 @@ def lower_bound(
     seed: int = 0,
 ) -> LowerBound:
     r"""Estimate :math:`\frac{N}{n} Σ_i E_q[\log p(y_i \mid x_i, θ)] - \text{KL}(q ‖ p)`.
+
+    Of a pruned model, less what the choice of its support costs.
 
     N is the model's ``num_data`` and n the number of examples given: the training data themselves,
     or others that stand for them. Batch normalisations use the statistics of each batch and its
@@ -60,8 +110,8 @@ def lower_bound(
     Raises:
         ValueError: the loader gives no batch.
     """
-    elbo = ELBO(draws)
-    log_likelihood = kl = 0.0
+    elbo = ELBO()
+    log_likelihood = kl = variance = 0.0
     count = 0
     device = model.output_scale.device
     with (
@@ -76,13 +126,19 @@ def lower_bound(
         for layer in nets.normalisations(model.net):
             layer.train()
         for x, y in loader:
-            estimate = elbo.estimate(model, guide, x.to(device), y.to(device))
-            log_likelihood += float(estimate.log_likelihood) * len(y)
-            kl += float(estimate.kl) * len(y)
+            x, y = x.to(device), y.to(device)
+            made = [elbo.estimate(model, guide, x, y) for _ in range(draws)]
+            terms = torch.stack([torch.stack([one.log_likelihood, one.kl]) for one in made])
+            terms = len(y) * terms.double().cpu()
+            log_likelihood += float(terms[:, 0].mean())
+            kl += float(terms[:, 1].mean())
+            if draws > 1:
+                variance += float((terms[:, 0] - terms[:, 1]).var()) / draws
             count += len(y)
     if not count:
         raise ValueError("expected at least one batch of (x, y), got none")
-    return LowerBound(log_likelihood / count, kl / count)
+    error = math.sqrt(variance) / count if draws > 1 else math.nan
+    return LowerBound(log_likelihood / count, kl / count, -model.support.log_prior(), error)
 
 
 @contextlib.contextmanager

@@ -45,14 +45,9 @@ def unit_measure(posterior: Posterior) -> tuple[str, Importance]:
 
     The Euclidean norm of rows at posterior means where it has none, as BMR and the dense baseline.
     """
-    for offers, title, measure in (
-        (posterior.inclusion, "inclusion probability", importance.inclusion_probability),
-        (posterior.noise, "signal-to-noise ratio of the noise", importance.noise_signal),
-        (posterior.log_alpha, "retention (−log α)", importance.retention),
-        (posterior.log_scales, "scale of the unit", importance.log_scale),
-    ):
-        if offers():
-            return title, measure
+    for name, offer in posterior.offers().items():
+        if offer.cut is not None:
+            return offer.title, importance.Offered(name)
     return "norm of the weights at posterior means", importance.magnitude
 
 

@@ -24,7 +24,7 @@ from pyro_sparse import infer, nets
 from pyro_sparse.data import Dataset
 from pyro_sparse.export import bench, compact
 from pyro_sparse.export.latency import ONNX, TORCH
-from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights, pareto_k
+from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights
 from pyro_sparse.runs import page, zoo
 from pyro_sparse.runs.experiment import (
     PruningError,
@@ -46,9 +46,9 @@ __all__ = ["Comparison", "compare", "entry_settings", "latency", "measure", "run
 
 MOST_MACS = 2e11
 """Multiplications over all training examples above which a draw of the joint density is too dear to
-be repeated as often as bounds and k-hat need."""
+be repeated as often as bounds need."""
 DRAWS, LEAST_DRAWS = 100, 30
-"""Draws for bounds and k-hat, and how few they may be where each is dear."""
+"""Draws for bounds, and how few they may be where each is dear."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,9 +397,9 @@ def measure(
     """What `compare` adds to a run's summary, of the final guide.
 
     - ``elbo``, ``importance_weighted_elbo`` (10 draws a bound): nats per training example, at KL
-      weight 1, with the guide's exact discrete mass; ``khat`` of the joint law. Not for point
-      estimates of everything, nor above `MOST_MACS`; weights that are point estimates under a flat
-      prior, as those of SBP, are given: that bound is no rival of the others.
+      weight 1, with the guide's exact discrete mass, each with the standard error ``…_error`` of
+      the draws. Where weights or units were pruned, less what their choice costs. Only where there
+      is an evidence, see :func:`~pyro_sparse.infer.without_evidence`, and not above `MOST_MACS`.
     - ``gradient_variance`` and ``gradient_noise`` (the former over the squared norm of the mean):
       see :func:`~pyro_sparse.infer.gradient_variance`; on the first batch of the training data,
       with the run's estimator.
@@ -408,20 +408,20 @@ def measure(
         settings: of the run.
         posterior: of the run.
         dataset: its data.
-        draws: for bounds and k-hat; at most `DRAWS` when absent, fewer of large data.
+        draws: for bounds; at most `DRAWS` when absent, fewer of large data.
     """
     model, guide, train = posterior.model, posterior.guide, dataset.train
     found: dict[str, float] = {}
     macs = nets.count_macs(model.net, train.x[:1]) * len(train)
-    bound = zoo.find(settings.model).bayesian and settings.guide != "auto-delta"
-    if bound and macs <= MOST_MACS:
+    if macs <= MOST_MACS and infer.without_evidence(model, guide, train.x[:2]) is None:
         draws = draws or max(LEAST_DRAWS, min(DRAWS, int(5 * MOST_MACS / macs)))
         with torch.random.fork_rng([]):
             torch.manual_seed(settings.seed)
             ratios = log_weights(model, guide, train.x, train.y, num_samples=draws)
-        found["elbo"] = float(ratios.mean()) / len(train)
-        found["importance_weighted_elbo"] = importance_weighted_elbo(ratios, 10)[0] / len(train)
-        found["khat"] = pareto_k(ratios)
+        for key, k in (("elbo", 1), ("importance_weighted_elbo", 10)):
+            found[key], found[f"{key}_error"] = (
+                value / len(train) for value in importance_weighted_elbo(ratios, k)
+            )
     size = settings.batch_size
     noise = infer.gradient_variance(
         model,
@@ -432,7 +432,6 @@ def measure(
         seed=settings.seed,
     )
     found |= {"gradient_variance": noise.total, "gradient_noise": noise.relative}
-    # JSON has no infinities: a k-hat of −∞ is that of ratios without a tail.
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
