@@ -5,12 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["AUTOGUIDES", "PRECISIONS", "UNDECIDED", "nearest", "text_table"]
+__all__ = [
+    "AUTOGUIDES",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "UNDECIDED",
+    "nearest",
+    "text_table",
+]
 
 AUTOGUIDES = ("auto-normal", "auto-low-rank", "auto-delta")
 """Pyro's own guides, see `pyro_sparse.guides.Automatic`."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Of the network's forward pass in training; with ``mixed``, everything else is in float32."""
+OPTIMIZERS = ("adam", "sgd")
+"""See `pyro_sparse.infer`; ``sgd`` has momentum 0.9."""
+SCHEDULES = ("constant", "cosine", "linear", "steps")
+"""Of learning rates, see `pyro_sparse.infer.schedules`."""
 UNDECIDED = (0.05, 0.95)
 """Inclusion probabilities between which a unit counts as undecided."""
 
