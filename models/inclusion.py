@@ -26,12 +26,17 @@ def layerwise_inclusion_logits(
                + \log Σ_m u_m \\
         λ_l &= K_l^{-1} \exp(−C (k_l+1) ϑ_l).
 
-    :param fan_ins: :math:`k_l` of every layer, the output layer last.
-    :param widths: :math:`K_l` of every layer, the output layer last.
-    :param num_data: number of training examples ``n``.
-    :param constant: :math:`C` (1e-9 in the authors' runs; 0 gives :math:`λ_l = 1/K_l`).
-    :raises ValueError: where the constant is negative or infinite.
-    :returns: ``logit λ_l`` of every layer (a layer that is never pruned, the output, ignores its).
+    Args:
+        fan_ins: :math:`k_l` of every layer, the output layer last.
+        widths: :math:`K_l` of every layer, the output layer last.
+        num_data: number of training examples ``n``.
+        constant: :math:`C` (1e-9 in the authors' runs; 0 gives :math:`λ_l = 1/K_l`).
+
+    Raises:
+        ValueError: where the constant is negative or infinite.
+
+    Returns:
+        ``logit λ_l`` of every layer (a layer that is never pruned, the output, ignores its).
 
     Source: Jantre, Bhattacharya, Maiti, *Layer adaptive node selection in Bayesian neural networks*
     (Neural Networks 167, 2023; arXiv 2108.11000), the rule of their code.
@@ -53,11 +58,12 @@ def complexities(
 ) -> tuple[list[float], list[float]]:
     """:math:`ϑ_l` and :math:`u_l` of `layerwise_inclusion_logits` for every layer.
 
-    :param fan_ins: :math:`k_l`, the output layer last.
-    :param widths: :math:`K_l`.
-    :param num_data: ``n``.
-    :param first: the first term of every :math:`ϑ_l`: :math:`B_l²/(k_l+1)`, with :math:`B_l` the
-        bound on the norm of a unit's row, in the theorem; :math:`(k_l+1)²` in the rule above.
+    Args:
+        fan_ins: :math:`k_l`, the output layer last.
+        widths: :math:`K_l`.
+        num_data: ``n``.
+        first: the first term of every :math:`ϑ_l`: :math:`B_l²/(k_l+1)`, with :math:`B_l` the
+            bound on the norm of a unit's row, in the theorem; :math:`(k_l+1)²` in the rule above.
     """
     depth = len(widths)
     u = [
