@@ -37,7 +37,7 @@ class Deterministic(SparseModel):
     """
 
     prunes = False
-    not_taken = ("output_scale", "prune_inputs", "input_inclusion_probability")
+    not_taken: tuple[str, ...] = ("output_scale", "prune_inputs", "input_inclusion_probability")
 
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float | None = None, **shared: Any

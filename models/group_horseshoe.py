@@ -44,7 +44,7 @@ class GroupHorseshoe(HalfCauchyModel):
     Source: Louizos, Ullrich, Welling, NeurIPS 2017, arXiv 1705.08665, section 4.2.
     """
 
-    not_taken = ("input_inclusion_probability",)
+    not_taken: tuple[str, ...] = ("input_inclusion_probability",)
 
     def __init__(
         self,

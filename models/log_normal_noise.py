@@ -42,7 +42,7 @@ class LogNormalNoise(Deterministic):
     Source: Neklyudov, Molchanov, Ashukha, Vetrov, NeurIPS 2017, arXiv 1705.07283.
     """
 
-    not_taken = ("output_scale", "input_inclusion_probability")
+    not_taken: tuple[str, ...] = ("output_scale", "input_inclusion_probability")
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class TurboMarkov(SparseModel):
     it is ours.
     """
 
-    not_taken = ("prune_inputs", "input_inclusion_probability")
+    not_taken: tuple[str, ...] = ("prune_inputs", "input_inclusion_probability")
 
     def __init__(
         self,

@@ -99,7 +99,7 @@ class GatedColumns(TorchDistribution):
         )
         return logs.sum(-1)
 
-    def kl_from(self, prior: Normal) -> Tensor:
+    def kl_from(self, prior: torch.distributions.Normal) -> Tensor:
         """The divergence from normals of the shape of the rows, averaged over z, ``(...)``."""
         log_ratio = self.log_scale() - prior.scale.log()
         moment = (2 * log_ratio).exp() + ((self.inside.mean - prior.loc) / prior.scale).square()

@@ -196,7 +196,7 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
         return torch.sigmoid(self.logits)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         """Whether a draw carries the whole gradient: that in the inclusion it cannot."""
         return self._reparameterised and not self.logits.requires_grad
 
@@ -355,12 +355,12 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
     def log_prob(self, value: Tensor) -> Tensor:
         log_prob = super().log_prob(value)
         if log_prob.requires_grad and (value.requires_grad or not self.straight_through):
-            if torch.jit.is_tracing():
+            if torch._C._get_tracing_state() is not None:
                 raise RuntimeError(_NO_DENSITY)
             log_prob.register_hook(_refuse_gradient)
         return log_prob
 
-    score_parts = TorchDistribution.score_parts
+    score_parts = TorchDistribution.score_parts  # type: ignore[assignment]
 
 
 _NO_DENSITY = (

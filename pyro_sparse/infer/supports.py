@@ -84,7 +84,9 @@ def keep_supports(model: Any, guide: Any, loader: Any, seed: int = 0) -> None:
     is too large for the chain: the guide's own probabilities are the only ones then.
     """
     x, y = getattr(loader, "x", None), getattr(loader, "y", None)
-    if not (isinstance(guide, SpikeSlabGuide) and model.prune_inputs and isinstance(x, Tensor)):
+    if not (isinstance(guide, SpikeSlabGuide) and model.prune_inputs):
+        return
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         return
     if len(x) != model.num_data or model.support.restricted:
         return
@@ -158,7 +160,9 @@ def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tenso
 
     family = guide.noise_precision
     latents = {} if family is None else {"noise_precision": family().mean.detach()}
-    here, gram, moment = start[chosen], 0.0, 0.0
+    here = start[chosen]
+    moment = torch.zeros_like(priors)
+    gram = moment.new_zeros(len(priors), len(priors))
     with evaluating(model.net):
         for part, target in zip(x.split(256), y.split(256), strict=True):
             by_weight = vmap(jacrev(output), in_dims=(None, 0))(here, part).double()
@@ -350,7 +354,7 @@ class _Swept:
         inside, self._matrix = self.inside.copy(), self._whole.copy()
         self.inside[:], self._flips = False, -len(inside)
         for i in np.flatnonzero(inside):
-            self.flip(i)
+            self.flip(int(i))
         self._flips = 0
 
     def partners(self, most: int = 8) -> np.ndarray:

@@ -68,6 +68,10 @@ class _Value(click.ParamType):
             self.fail(f"expected {error}, got {value!r}", param, ctx)
 
 
+_OF_MODELS = "pyro_sparse.options_of_models"
+"""Where a command's context keeps the options of its models."""
+
+
 class _WithModels(click.Command):
     """A command with the options of the models that its line names, and of their guides.
 
@@ -76,7 +80,7 @@ class _WithModels(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_WithModels] = self._of_models(args)
+        ctx.meta[_OF_MODELS] = self._of_models(args)
         return super().parse_args(ctx, args)
 
     def _of_models(self, args: list[str]) -> list[click.Option]:
@@ -96,8 +100,8 @@ class _WithModels(click.Command):
                     if name in found or flag in taken:
                         continue
                     default = entry.settings.get(name, one.default)
-                    words = f"[default: {default}]" if one.has_default else ""
-                    text = f"{one.text}. {words}" if one.text else words
+                    known = f"[default: {default}]" if one.has_default else ""
+                    text = f"{one.text}. {known}" if one.text else known
                     found[name] = (
                         click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=text)
                         if one.hint is bool
@@ -106,10 +110,10 @@ class _WithModels(click.Command):
         return list(found.values())
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *ctx.meta.get(_WithModels, [])]
+        return [*super().get_params(ctx), *ctx.meta.get(_OF_MODELS, [])]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        of_models = ctx.meta.pop(_WithModels, [])
+        of_models = ctx.meta.pop(_OF_MODELS, [])
         super().format_options(ctx, formatter)
         with formatter.section("Options of the model and its guide"):
             if of_models:

@@ -94,11 +94,14 @@ def entry_settings(
     chosen = settings_for(model, data, root=root, **{**shared, **own})
     # None is a value here: "rule=none" overrides a shared rule.
     nothing = {name for name, value in own.items() if value is None}
+    without: dict[str, Any] = dict.fromkeys(
+        nothing - chosen.model_options.keys() - chosen.guide_options.keys()
+    )
     return dataclasses.replace(
         chosen,
         model_options={k: None if k in nothing else v for k, v in chosen.model_options.items()},
         guide_options={k: None if k in nothing else v for k, v in chosen.guide_options.items()},
-        **dict.fromkeys(nothing - chosen.model_options.keys() - chosen.guide_options.keys()),
+        **without,
     )
 
 
