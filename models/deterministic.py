@@ -35,6 +35,8 @@ class Deterministic(SparseModel):
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     """
 
+    output_prior = False
+
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float | None = None, **shared: Any
     ) -> None:

@@ -34,6 +34,8 @@ class ReducibleGaussian(SparseModel):
     Source: Beckers, van Erp, Zhao, Kondrashov, de Vries, arXiv 2210.09134.
     """
 
+    output_prior = False
+
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float = 1.0, **shared: Any
     ) -> None:

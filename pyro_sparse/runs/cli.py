@@ -176,7 +176,19 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Prior inclusion probability λ of a unit: the papers' layer-wise rule, or one "
             "number in (0, 1).",
         ),
-        click.option("--slab-scale", type=float, help="Prior standard deviation σ0 of the slab."),
+        click.option(
+            "--slab-scale",
+            metavar="LEARNT|NUMBER",
+            type=_number_or("learnt"),
+            help="Prior standard deviation σ0 of the slab; learnt: one a layer.",
+        ),
+        click.option(
+            "--output-scale",
+            metavar="LEARNT|NUMBER",
+            type=_number_or("learnt"),
+            help="Prior standard deviation of the output layer, and of others that are never "
+            "pruned. [default: 1]",
+        ),
         click.option(
             "--prior-scale",
             type=click.FloatRange(0, min_open=True),
@@ -188,6 +200,13 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.FloatRange(0, min_open=True),
             help="Of regressions: rate of the prior Gamma(1, rate) of the noise precision; smaller "
             "where errors are below a tenth of the target's standard deviation. [default: 1]",
+        ),
+        click.option(
+            "--temperature",
+            metavar="VALIDATION|NUMBER",
+            type=_number_or("validation"),
+            help="Of the ensemble's class probabilities: fitted on validation rows, or a number; "
+            "1 is the posterior's own. [default: validation]",
         ),
         click.option("--prune-inputs", is_flag=True, help="Select input features, too."),
         click.option(

@@ -33,6 +33,7 @@ __all__ = [
     "PruningError",
     "Settings",
     "build",
+    "ensemble_temperature",
     "load",
     "load_data",
     "masked_difference",
@@ -390,10 +391,14 @@ def summarise(
     groups = posterior.summary(rule).groups
     small = compact(posterior, keep)
     example = dataset.test.x[:1]
+    temperature = ensemble_temperature(settings, posterior, dataset)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
         scores = posterior.evaluate(
-            dataset.test.x, dataset.test.y, keep=keep, target_scale=dataset.target_scale
+            *(dataset.test.x, dataset.test.y),
+            keep=keep,
+            target_scale=dataset.target_scale,
+            temperature=temperature,
         )
     dense = dense_network(posterior)
     # Inputs that nothing reads are gone, too, wherever a rule finds them.
@@ -418,8 +423,27 @@ def summarise(
         "undecided": {name: undecided.get(name, 0) for name in names},
         **({"weights_left": weights} if weights else {}),
         "max_abs_diff_masked_compact": masked_difference(posterior, keep, small, dataset),
+        **({"temperature": temperature} if dataset.classes else {}),
         **scores,
     }
+
+
+def ensemble_temperature(settings: Settings, posterior: Posterior, dataset: data.Dataset) -> float:
+    """The temperature of a run's ensemble, see `Settings`; 1 of numbers and of point estimates."""
+    rows = dataset.validation
+    if not dataset.classes or not zoo.find(settings.model).bayesian:
+        return 1.0
+    if isinstance(settings.temperature, str):
+        if settings.temperature != "validation":
+            raise ValueError(
+                f"expected temperature to be a number or 'validation', got {settings.temperature!r}"
+            )
+        if not len(rows):
+            return 1.0
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.seed)
+            return posterior.temperature(rows.x, rows.y)
+    return settings.temperature
 
 
 @torch.no_grad()

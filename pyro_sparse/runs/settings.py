@@ -111,8 +111,8 @@ class Settings:
             nothing is pruned then.
         variance, initial_scale, inclusion, inclusion_draws, noise_draws, last_layer: see the
             guides.
-        inclusion_probability, slab_scale, prior_scale, prune_inputs: see the models; each model
-            takes those that its entry in the zoo lists.
+        inclusion_probability, slab_scale, output_scale, prior_scale, prune_inputs: see the models;
+            each takes those that its entry in the zoo lists.
         noise_rate: of regressions: rate of the prior Gamma(1, rate) of the noise precision, of
             targets with standard deviation 1. It adds ``2 · noise_rate`` to their sum of squared
             errors, so where n of them have errors of ε, make it small beside n ε².
@@ -125,6 +125,9 @@ class Settings:
         retrain: epochs of training after each pass, as a share of ``epochs``.
         prune_every: epochs between prunings in the midst of training; 0: never.
         validation: share of the training set that is held out for the validation curve.
+        temperature: of the ensemble's class probabilities: ``"validation"``, by which it predicts
+            the held-out rows best (1 where there are none), or a number; 1 is that of the
+            posterior. See :meth:`pyro_sparse.posterior.Posterior.temperature`.
         augment: shift and mirror training images at random.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
         precision: of the network's forward pass in training, see `pyro_sparse.names`.
@@ -158,7 +161,8 @@ class Settings:
     noise_draws: str = "batch"
     last_layer: str = "mean-field"
     inclusion_probability: float | str = "layerwise"
-    slab_scale: float = 1.0
+    slab_scale: float | str = 1.0
+    output_scale: float | str = 1.0
     prior_scale: float | None = None
     noise_rate: float = 1.0
     prune_inputs: bool = False
@@ -169,6 +173,7 @@ class Settings:
     retrain: float = 0.2
     prune_every: int = 0
     validation: float = 0.05
+    temperature: float | str = "validation"
     augment: bool = False
     optimizer: str = "adam"
     precision: str = "32-true"

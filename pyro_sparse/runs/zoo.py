@@ -45,7 +45,7 @@ class Entry:
 
 
 _SPIKE: dict[str, Any] = {
-    "model_options": ("inclusion_probability", "slab_scale", "prune_inputs"),
+    "model_options": ("inclusion_probability", "slab_scale", "output_scale", "prune_inputs"),
     "guide_options": ("variance", "initial_scale", "inclusion", "inclusion_draws"),
 }
 
@@ -151,7 +151,7 @@ ZOO: dict[str, Entry] = {
             guide="Gaussian z a unit, Gaussian rows, full or tied variance",
             rule="log dropout rate log α < 0",
             use="you want a prior without anything to tune, and weights in few bits",
-            model_options=("prune_inputs",),
+            model_options=("output_scale", "prune_inputs"),
             guide_options=("variance", "initial_scale"),
         ),
         Entry(
@@ -163,7 +163,7 @@ ZOO: dict[str, Entry] = {
             guide="log-normal factors of s and τ, Gaussian rows, full or tied variance",
             rule="mean log scale within 2 of the layer's largest",
             use="you want continuous shrinkage without a spike, and weights in few bits",
-            model_options=("prune_inputs",),
+            model_options=("output_scale", "prune_inputs"),
             guide_options=("variance", "initial_scale"),
         ),
         Entry(
@@ -175,6 +175,7 @@ ZOO: dict[str, Entry] = {
             guide="s a chain by sum-product, ρ | s gamma, both closed; Gaussian w by SVI",
             rule="inclusion probability > ½",
             use="neighbouring units, or blocks of weights, should be kept or dropped together",
+            model_options=("output_scale",),
             guide_options=("variance", "initial_scale"),
         ),
         _reference(

@@ -107,6 +107,22 @@ def test_run_folder(folder):
     assert not list(folder.rglob("*.tmp"))
 
 
+def test_the_ensembles_temperature(folder, digits):
+    """Fitted on validation rows, a number that is given, or 1 where there are no rows."""
+    settings, dataset, posterior = experiment.load(folder)
+    found = experiment.ensemble_temperature(settings, posterior, dataset)
+    assert found == read(folder / "summary.json")["temperature"] != 1
+    given = dataclasses.replace(settings, temperature=0.7)
+    assert experiment.ensemble_temperature(given, posterior, dataset) == 0.7
+    empty = dataclasses.replace(
+        dataset, validation=data.Split(digits.test.x[:0], digits.test.y[:0])
+    )
+    assert experiment.ensemble_temperature(settings, posterior, empty) == 1
+    wrong = dataclasses.replace(settings, temperature="cold")
+    with pytest.raises(ValueError, match="number or 'validation', got 'cold'"):
+        experiment.ensemble_temperature(wrong, posterior, dataset)
+
+
 def test_the_same_seed_gives_the_same_run(folder, digits, tmp_path):
     settings = settings_for("ss-ghs", "digits", **TINY)
     again = experiment.run(
@@ -122,7 +138,8 @@ def test_regression(diabetes, tmp_path):
     settings = settings_for("ss-gl", "diabetes", prune_inputs=True, **TINY)
     out = tmp_path / "run"
     summary = experiment.run(settings, out, dataset=diabetes, progress=False, figures=False)
-    assert set(summary) == KEYS | {f"{score}_{of}" for score in ("rmse", "nll") for of in SCORED}
+    scores = {f"{score}_{of}" for score in ("rmse", "nll") for of in SCORED}
+    assert set(summary) == KEYS | scores | {f"{score}_error" for score in scores}
     assert summary["units"] == {"input": 10, "fc1": 8}
     # In the unit of the target, whose standard deviation is 77: an untrained net is near that.
     assert 30 < summary["rmse_compact"] < 120
