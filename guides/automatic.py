@@ -89,8 +89,7 @@ class Automatic(GroupGuide):
     def _latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The model's latents without its data plate, which would be the guide's as well."""
         (model,) = self._model
-        rows = model.rows()
-        model.input_gate()
+        rows, _ = model.latents()
         model.likelihood.sites()
         return rows
 

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import TruncatedLogNormal
+from pyro_sparse.distributions import GatedColumns, TruncatedLogNormal
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
@@ -139,7 +139,8 @@ class GroupGuide(LocalPyroModule):
         options: Any = infer
         return pyro.sample(site, law.to_event(len(law.batch_shape)), infer=options)
 
-    def sample_rows(self, group: Group, family: nn.Module) -> None:
+    def sample_rows(self, group: Group, family: nn.Module, gate: Tensor | None = None) -> None:
+        """``{group}.rows``; a drawn ``gate`` on the inputs is for guides whose rows know it."""
         if key(group) in self.prior_precisions:
             pyro.sample(f"{group.name}.prior_precision", self.prior_precisions[key(group)]())
         # Marks the sites that local reparameterisation may replace (see infer).
@@ -148,16 +149,17 @@ class GroupGuide(LocalPyroModule):
         self.sample_units(
             f"{group.name}.rows",
             group.name,
-            family(),
+            self.row_law(group, family, gate),
             local_reparameterisation=alone,
             by_example=by_example,
         )
 
-    def sample_rest(self) -> None:
-        """The sites that follow the rows: the input gate and the likelihood's latents."""
-        if getattr(self, "input_gate", None) is not None:
-            self.sample_units("input.gate", "input", self.input_gate())
-        self.sample_likelihood()
+    def row_law(
+        self, group: Group, family: nn.Module, gate: Tensor | None
+    ) -> TorchDistributionMixin:
+        """The law of a group's rows, ``(units,)`` of ``(row length,)``."""
+        law: TorchDistributionMixin = family()
+        return law
 
     def sample_likelihood(self) -> None:
         if self.noise_precision is not None:
@@ -166,7 +168,7 @@ class GroupGuide(LocalPyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> None:
         for group, family in self.layers():
             self.sample_rows(group, family)
-        self.sample_rest()
+        self.sample_likelihood()
 
     def reduced(self) -> None:
         """Called after the support was restricted: q becomes q̃ ∝ q p̃ / p of what is left.
@@ -204,6 +206,13 @@ class GroupGuide(LocalPyroModule):
         if getattr(self, "input_gate", None) is not None:
             logits = {"input": self.input_gate.inclusion_logits, **logits}
         return logits
+
+    def chain(self) -> tuple[Tensor, Tensor] | None:
+        """Probabilities of inputs and draws of supports, see `InclusionGate`; None without."""
+        gate = getattr(self, "input_gate", None)
+        if gate is None or not gate.has_chain:
+            return None
+        return gate.chain_probability, gate.chain_draws
 
     def noise(self) -> dict[str, TruncatedLogNormal]:
         """Laws ``(units,)`` of the multiplicative noise of every group that has one, float64."""
@@ -291,6 +300,11 @@ def balanced_scales(
     return [min(high, max(low, math.exp(-0.5 - price / m))) for m in lengths]
 
 
+def _columns_key(name: str) -> str:
+    """The name of the buffer with the inputs that a group's columns read."""
+    return "columns_" + name.replace(".", "/")
+
+
 class SpikeSlabGuide(GroupGuide):
     r"""Shared by the guides of SS-IG, SS-GL and SS-GHS.
 
@@ -298,15 +312,27 @@ class SpikeSlabGuide(GroupGuide):
         z_j ∼ \text{Bernoulli}(γ_j), \qquad
         \tilde w_j \mid z_j = 1 ∼ N(μ_j, \text{diag } σ_j²)
 
-    as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer.
+    as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer. With gates on the inputs
+    a weight is given both its unit and its input, whose inclusions cross in the first layer:
+
+    .. math::
+        z_i ∼ \text{Bernoulli}(γ_i), \qquad \tilde w_{ji} \mid z_j = 1, z_i ∼
+        \begin{cases} N(μ_{ji}, σ_{ji}²) & z_i = 1 \\ p(\tilde w_{ji}) & z_i = 0, \end{cases}
+
+    see :class:`~pyro_sparse.distributions.GatedColumns`: it is charged
+    :math:`γ_j γ_i \text{KL}(N(μ_{ji}, σ_{ji}²) ‖ p)`, as an input's columns live and die with it.
+    (Where the network does something to its input first, or rows of one layer read different
+    inputs, columns are not an input's own, and weights are independent of the gate.)
 
     :param variance: ``"tied"`` (σ_ji = u_j v_i), ``"row"`` (one a unit), ``"rank-K"`` or ``"full"``
         (one a weight; the papers' family), see :class:`~.families.GaussianRows`.
     :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
         of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
     :param initial_inclusion: initial γ of every unit.
-    :param inclusion: gradient estimator of the inclusions, ``"straight-through"``, ``"soft"`` or
-        ``"score"`` (unbiased), see :func:`~pyro_sparse.guides.families.spike_and_slab`.
+    :param inclusion: gradient estimator of the inclusions, ``"trapezium"``, ``"straight-through"``,
+        ``"soft"`` or ``"score"``, see :func:`~pyro_sparse.guides.families.spike_and_slab`. By
+        default ``"trapezium"`` where probabilities are the question (:attr:`~pyro_sparse.models.\
+base.SparseModel.asks_for_probabilities`), ``"straight-through"`` elsewhere.
     :param temperature: of the binary-concrete relaxation.
     :param inclusion_draws: ``"batch"``: one draw of a unit's inclusion for the whole batch;
         ``"example"``: one an example, in :class:`pyro_sparse.infer.ELBO` with local
@@ -322,7 +348,7 @@ class SpikeSlabGuide(GroupGuide):
         variance: str = "tied",
         initial_scale: float | str = "balanced",
         initial_inclusion: float = 0.99,
-        inclusion: str = "straight-through",
+        inclusion: str | None = None,
         temperature: float = 0.5,
         inclusion_draws: str = "batch",
     ) -> None:
@@ -334,10 +360,14 @@ class SpikeSlabGuide(GroupGuide):
                 "inclusion_draws='batch', or inclusion='straight-through' or 'soft'"
             )
         self.inclusion_draws = inclusion_draws
-        if inclusion not in ("straight-through", "soft", "score"):
+        if inclusion is None:
+            inclusion = "trapezium" if model.asks_for_probabilities else "straight-through"
+        if inclusion not in ("trapezium", "straight-through", "soft", "score"):
             raise ValueError(
-                f"expected inclusion 'straight-through', 'soft' or 'score', got {inclusion!r}"
+                "expected inclusion 'trapezium', 'straight-through', 'soft' or 'score', got "
+                f"{inclusion!r}"
             )
+        self.inclusion = inclusion
         positive(temperature=temperature)
         if not 0 < initial_inclusion < 1:
             raise ValueError(f"expected initial_inclusion in (0, 1), got {initial_inclusion}")
@@ -352,3 +382,51 @@ class SpikeSlabGuide(GroupGuide):
         if model.prune_inputs:
             template = model.output_scale.expand(model.graph["input"].size)
             self.input_gate = InclusionGate(template, initial_inclusion, inclusion, temperature)
+            for name, columns in model.input_columns().items():
+                self.register_buffer(_columns_key(name), columns.to(template.device), False)
+        # The smallest and the last weight of the KL at which logits moved; part of checkpoints.
+        self.register_buffer("inclusion_kl_weights", torch.full((2,), math.nan))
+        self._kl_weights: tuple[float, float] | None = None
+        # Not a module of this one: the priors of columns are its, whatever becomes of them.
+        self._column_prior = model.column_prior
+
+    def note_kl_weight(self, weight: float) -> None:
+        """The inclusion logits move at this weight of the KL."""
+        if self._kl_weights is None:
+            lowest, last = self.inclusion_kl_weights.tolist()
+            self._kl_weights = (math.inf, last) if math.isnan(lowest) else (lowest, last)
+        now = min(self._kl_weights[0], weight), weight
+        if now != self._kl_weights:
+            self._kl_weights = now
+            self.inclusion_kl_weights.copy_(self.inclusion_kl_weights.new_tensor(now))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._kl_weights = None
+
+    def sample_gate(self) -> Tensor | None:
+        """``input.gate``, where there is one; it comes first, since rows are given it."""
+        gate = getattr(self, "input_gate", None)
+        return None if gate is None else self.sample_units("input.gate", "input", gate())
+
+    def row_law(
+        self, group: Group, family: nn.Module, gate: Tensor | None
+    ) -> TorchDistributionMixin:
+        columns = self._buffers.get(_columns_key(group.name))
+        if gate is None or columns is None:
+            return super().row_law(group, family, gate)
+        # The last number is that of columns that read no input, which are always in.
+        always = gate.new_ones(1)
+        drawn = torch.cat([gate.detach(), always])[columns]
+        probability = torch.cat([self.input_gate.inclusion_logits.sigmoid(), always])[columns]
+
+        def given(slab: TorchDistributionMixin) -> TorchDistributionMixin:
+            return GatedColumns(slab, self._column_prior(group), drawn, probability)
+
+        return family(given) if isinstance(family, SpikeSlabRows) else given(family())
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        gate = self.sample_gate()
+        for group, family in self.layers():
+            self.sample_rows(group, family, gate)
+        self.sample_likelihood()

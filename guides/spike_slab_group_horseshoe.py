@@ -51,10 +51,11 @@ class SpikeSlabGroupHorseshoe(HalfCauchyGuide, SpikeSlabGuide):
         return self.global_scale
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
+        gate = self.sample_gate()
         pyro.sample("global_scale", self.global_scale())
         for group, family in self.layers():
             if group.prunable:
                 scale = self.local_family(group.name)
                 self.sample_units(f"{group.name}.local_scale", group.name, scale())
-            self.sample_rows(group, family)
-        self.sample_rest()
+            self.sample_rows(group, family, gate)
+        self.sample_likelihood()

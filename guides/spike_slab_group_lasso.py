@@ -56,13 +56,14 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
         self.match_network()
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
+        gate = self.sample_gate()
         pyro.sample("varsigma2", self.varsigma2())
         tau2 = self.tau2
         for group, family in self.layers():
             if group.prunable:
                 self.sample_units(f"{group.name}.tau2", group.name, tau2[key(group)]())
-            self.sample_rows(group, family)
-        self.sample_rest()
+            self.sample_rows(group, family, gate)
+        self.sample_likelihood()
 
     def scales(self) -> dict[str, Tensor]:
         """E τ = exp(m/2 + s²/8)."""

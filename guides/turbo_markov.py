@@ -174,7 +174,7 @@ class TurboMarkov(GroupGuide):
                 s = self._sample(f"{group.name}.support", group, hierarchy.support())
                 self._sample(f"{group.name}.precision", group, hierarchy.precision(s))
             self.sample_rows(group, family)
-        self.sample_rest()
+        self.sample_likelihood()
 
     def _sample(self, site: str, group: Group, law: TorchDistributionMixin) -> Tensor:
         """A site of s or ρ; what belongs to one unit is the event, where units are apart."""

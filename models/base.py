@@ -27,6 +27,10 @@ from .support import Support
 __all__ = ["SparseModel", "positive"]
 
 
+FEW_DATA = 1000
+"""Up to so many training examples are few."""
+
+
 def positive(**values: float) -> None:
     """Raise ``ValueError`` unless every named value is positive and finite."""
     for name, value in values.items():
@@ -161,6 +165,15 @@ class SparseModel(LocalPyroModule):
         values = dict(self.net.named_buffers())
         return {group.name: self.graph.rows(values, group.name) for group in self.layers}
 
+    @property
+    def asks_for_probabilities(self) -> bool:
+        """Whether inclusion probabilities are the question, and not the last tenth of accuracy.
+
+        So it is where inputs are selected, and where data are few. Training then maximises the
+        evidence lower bound from its first step, see :class:`~pyro_sparse.infer.recipe.Recipe`.
+        """
+        return self.prune_inputs or self.num_data <= FEW_DATA
+
     def support_shapes(self) -> dict[str, tuple[int, ...]]:
         """What can be pruned for good, by group: units here; models may override it."""
         return {
@@ -239,28 +252,64 @@ class SparseModel(LocalPyroModule):
         prior = SpikeAndSlab(logits=self.input_inclusion_logit.expand(size), slab=dist.Delta(one))
         return pyro.sample("input.gate", self.support.law("input", prior).to_event(1))
 
-    def check_input_scale(self, example: Tensor) -> None:
+    def latents(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Sample the rows, see `rows`, and the input gate, in the order in which the guide does."""
+        return self.rows(), self.input_gate()
+
+    def input_columns(self) -> dict[str, Tensor]:
+        """For every group that reads the inputs, which of them each column of its rows reads.
+
+        Returns:
+            ``(row length,)`` each: the number of an input, or that of inputs for biases and the
+            like. Empty where a factor on the inputs is not one on these columns (the network does
+            something to its input first), or where rows of one group read different inputs.
+        """
+        if not self._reads_input_directly():
+            return {}
+        graph, size = self.graph, self.graph["input"].size
+        labels = {name: torch.full(shape, size) for name, shape in graph.shapes.items()}
+        for part in graph["input"].readers:
+            # Every entry of the dimension is some input's.
+            owner = torch.full((labels[part.parameter].shape[part.dim],), size)
+            owner[part.entries(size)] = torch.arange(size).repeat_interleave(part.block)
+            shape = [-1 if dim == part.dim else 1 for dim in range(labels[part.parameter].dim())]
+            labels[part.parameter] = owner.reshape(shape).expand(labels[part.parameter].shape)
+        columns = {}
+        for group in self.layers:
+            rows = graph.rows(labels, group.name)
+            if bool((rows != rows[0]).any()):
+                return {}
+            if bool((rows[0] < size).any()):
+                columns[group.name] = rows[0].clone()
+        return columns
+
+    def check_input_scale(self) -> None:
         """Raise ``ValueError`` unless a factor on the inputs is one on the first layer's columns.
 
         Only then can the posterior mean of a scale on the inputs move into weights.
         """
+        if not self._reads_input_directly():
+            raise ValueError(
+                f"{type(self.net).__name__} does something to its input before the first layer "
+                "reads it, so that the mean of a noise on the input cannot move into weights; pass "
+                "prune_inputs=False, or do it to the data beforehand"
+            )
+
+    def _reads_input_directly(self) -> bool:
+        """Whether a factor on the inputs is one on the columns that read them."""
         size = self.graph["input"].size
         like = self.output_scale
         factor = torch.linspace(0.5, 1.5, size, dtype=like.dtype, device=like.device)
         rows = self.initial_rows()
         # Not the example itself: of zeros, say, one could not tell anything.
         generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(example.shape, generator=generator).to(like)
+        probe = torch.randn(self.example_shape, generator=generator).to(like)
         with evaluating(self.net):
             gated = self.run(probe, rows, factor)
             parameters = self.graph.scale_columns(self.parameters_of(rows), "input", factor)
             scaled = functional_call(self.net, parameters, (probe,), tie_weights=False)
-        if not torch.allclose(gated, scaled, rtol=1e-3, atol=1e-4 * float(gated.abs().max())):
-            raise ValueError(
-                f"{type(self.net).__name__} does something to its input before the first layer "
-                "reads it, so that the mean of a noise on the input cannot move into weights; pass "
-                "prune_inputs=False, or do it to the data beforehand"
-            )
+        atol = 1e-4 * float(gated.abs().max())
+        return torch.allclose(gated, scaled, rtol=1e-3, atol=atol)
 
     def parameters_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The network's parameters at the given effective rows, with 0 for what was pruned."""
@@ -281,7 +330,7 @@ class SparseModel(LocalPyroModule):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Sample everything; observe ``y`` where given. Returns the network's output."""
-        output = self.run(x, self.rows(), self.input_gate())
+        output = self.run(x, *self.latents())
         return self.likelihood(output, y, self.num_data)
 
 
@@ -351,6 +400,21 @@ class SpikeSlabModel(SparseModel):
         self._layer_index = {group.name: i for i, group in enumerate(self.layers)}
         self.register_constant("inclusion_logits", logits)
         self.register_constant("slab_scale", 1.0 if learnt else float(slab_scale))
+
+    def latents(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The input gate comes first: under the guide, columns are in or out with it."""
+        gate = self.input_gate()
+        return self.rows(), gate
+
+    def prior_scale(self, group: Group) -> Tensor:
+        """Prior standard deviation of the (non-centred) weights of a unit that is in."""
+        return self.slab_scale if group.prunable else self.output_scale
+
+    def column_prior(self, group: Group) -> TorchDistributionMixin:
+        """The prior of an included unit's row, ``(units,)`` of ``(row length,)``."""
+        scale = self.prior_scale(group)
+        prior = dist.Normal(torch.zeros_like(scale), scale)
+        return prior.expand(self.row_shape(group)).to_event(1)
 
     def spike_and_slab_rows(self, group: Group) -> Tensor:
         r"""``{group}.rows``: :math:`z_j \tilde w_j`, :math:`\tilde w_j ∼ N(0, σ_0² I)`."""

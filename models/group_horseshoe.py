@@ -60,7 +60,7 @@ class GroupHorseshoe(HalfCauchyModel):
             **shared,
         )
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def unit_scales(self, name: str) -> Tensor:
         r""":math:`s_l τ_j`, ``(units,)``."""

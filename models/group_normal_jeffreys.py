@@ -40,7 +40,7 @@ class GroupNormalJeffreys(SparseModel):
     def __init__(self, net: nn.Module, example: Tensor, **shared: Any) -> None:
         super().__init__(net, example, **shared)
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def unit_scales(self, name: str) -> Tensor:
         """``{name}.scale``, ``(units,)``."""

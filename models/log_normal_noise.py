@@ -54,7 +54,7 @@ class LogNormalNoise(Deterministic):
         self.register_constant("low", low)
         self.register_constant("high", high)
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def noise(self, name: str) -> Tensor:
         """``{name}.noise``, ``(units,)``."""

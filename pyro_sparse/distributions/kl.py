@@ -40,6 +40,7 @@ from pyro_sparse.distributions.analytic import (
     square_norms,
     tied_rows_kl,
 )
+from pyro_sparse.distributions.gated_columns import GatedColumns
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
 from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
@@ -104,6 +105,15 @@ def _kl_tied_normal_tied_normal(p: TiedNormal, q: TiedNormal) -> Tensor:
     ratio = (p.variance + (p.loc - q.loc).square()) / q.variance
     log_ratio = p.log_scale_sums() - q.log_scale_sums()
     return 0.5 * (ratio.sum(-1) - p.event_shape[0]) - log_ratio
+
+
+@register_kl(GatedColumns, Independent)
+def _kl_gated_columns_independent_normal(p: GatedColumns, q: Independent) -> Tensor:
+    """Averaged over the columns' inclusions: see `GatedColumns`, whose excluded columns are q's."""
+    normal = _row_normal(q)
+    if normal is None:
+        raise NotImplementedError(f"KL of GatedColumns from {q!r}")
+    return p.kl_from(normal)
 
 
 @register_kl(JointNormal, Independent)

@@ -81,7 +81,7 @@ def _included_draws(
             with _Included():
                 trace = poutine.trace(posterior.guide).get_trace()
             with poutine.replay(trace=trace):
-                rows, gate = model.rows(), model.input_gate()
+                rows, gate = model.latents()
                 latents = model.likelihood.sites()
             parameters = model.parameters_of(rows)
             if gate is not None:

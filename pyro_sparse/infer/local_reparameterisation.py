@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from pyro_sparse.distributions import (
+    GatedColumns,
     LogScaleNormal,
     RelaxedSpikeAndSlab,
     SpikeAndSlab,
@@ -766,6 +767,9 @@ class LocalReparameterisation(Messenger):
                 return None
             multiplier = law.rsample_inclusion((self.examples,) if by_example else ())
             law = law.slab
+        if isinstance(law, GatedColumns):
+            # What reads an input that is out is multiplied by 0, and need not be drawn.
+            law = law.inside
         if isinstance(law, TiedNormal):
             scale: Any = TiedScale(law.row_log_scale, law.column_log_scale)
             return RandomRows.make(law.loc, scale, multiplier, self.examples)

@@ -175,8 +175,8 @@ class _Moments:
 def _effective(posterior: Posterior) -> dict[str, Tensor]:
     """Run the model's sample statements: effective rows, input gate, noise precision."""
     model = posterior.model
-    values = {name: model.support.rows(name, rows) for name, rows in model.rows().items()}
-    gate = model.input_gate()
+    rows, gate = model.latents()
+    values = {name: model.support.rows(name, value) for name, value in rows.items()}
     if gate is not None:
         values["input"] = gate
     return {**values, **model.likelihood.sites()}

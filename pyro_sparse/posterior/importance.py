@@ -60,7 +60,7 @@ def offered(posterior: Posterior, what: str, who: str) -> dict[str, Any]:
 
 
 OFFERS = {
-    "inclusion": "inclusion probabilities (ss-ig, ss-gl, ss-ghs, turbo-vbi)",
+    "guide_inclusion": "inclusion probabilities (ss-ig, ss-gl, ss-ghs, turbo-vbi)",
     "noise": "a multiplicative noise on units (sbp)",
     "gaussians": "a reducible Gaussian on every weight (bmr)",
     "log_alpha": "dropout rates of units (bc-gnj)",
@@ -71,8 +71,12 @@ OFFERS = {
 
 
 def inclusion_probability(posterior: Posterior) -> dict[str, Tensor]:
-    """γ = q(unit is in)."""
-    return offered(posterior, "inclusion", "the inclusion probability")
+    """γ = q(unit is in).
+
+    Of inputs the guide's own, whatever a chain over supports says of them: the network that is kept
+    is the guide's, whose weights belong to the inputs that it has.
+    """
+    return offered(posterior, "guide_inclusion", "the inclusion probability")
 
 
 def noise_signal(posterior: Posterior) -> dict[str, Tensor]:

@@ -149,7 +149,9 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
     """
     if len(posteriors) < 2:
         raise ValueError(f"expected at least two runs to merge, got {len(posteriors)}")
-    inclusions = [offered(p, "inclusion", "merging runs") for p in posteriors]
+    for posterior in posteriors:
+        offered(posterior, "guide_inclusion", "merging runs")
+    inclusions = [posterior.inclusion() for posterior in posteriors]
     shapes = [{name: len(pip) for name, pip in inclusion.items()} for inclusion in inclusions]
     for other in shapes[1:]:
         if other != shapes[0]:
@@ -174,7 +176,7 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
 @torch.no_grad()
 def _expected_parameters(posterior: Posterior) -> dict[str, Tensor]:
     """Posterior means of the network's parameters, exclusion counted: γ times the mean."""
-    inclusion, graph = posterior.inclusion(), posterior.model.graph
+    inclusion, graph = posterior.guide_inclusion(), posterior.model.graph
     rows = {}
     for name, value in posterior.guide.mean_rows().items():
         value = value.detach().double().cpu()
@@ -264,7 +266,7 @@ def input_probability(posterior: Posterior, num_samples: int = 200) -> Tensor:
             with ExactDraws():
                 trace = poutine.trace(posterior.guide).get_trace()
             with poutine.replay(trace=trace):
-                rows, gate = model.rows(), model.input_gate()
+                rows, gate = model.latents()
             total += _connected_inputs(graph, model.parameters_of(rows), gate).double()
     return total / num_samples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ from .metrics import (
     predictive_entropy,
 )
 from .selection import SelectionRule, default_rule
-from .summary import GroupSummary, Summary
+from .summary import GroupSummary, Objective, Summary
 
 __all__ = ["Posterior"]
 
@@ -78,9 +79,34 @@ class Posterior:
     # -- which units -----------------------------------------------------------------------------
 
     def inclusion(self) -> dict[str, Tensor]:
-        """Posterior inclusion probabilities γ by group.
+        """Posterior inclusion probabilities by group.
 
-        Groups that the model cannot exclude are absent; a dense model has none.
+        Of hidden units the guide's γ. Of inputs those of a chain over supports that `fit` ran at
+        its end, where it did: it knows of correlated inputs, which the guide has independent, see
+        :mod:`pyro_sparse.infer.supports`. `objective` says which they are. Groups that the model
+        cannot exclude are absent; a dense model has none.
+
+        Returns:
+            ``{group: (units,)}``, on the CPU.
+        """
+        found, chain = self.guide_inclusion(), self.guide.chain()
+        if chain is not None:
+            found["input"] = chain[0].double().cpu()
+        return found
+
+    def objective(self) -> Objective:
+        """What the inclusion probabilities belong to."""
+        weights = getattr(self.guide, "inclusion_kl_weights", None)
+        lowest, last = (math.nan, math.nan) if weights is None else weights.tolist()
+        return Objective(
+            last,
+            lowest,
+            getattr(self.guide, "inclusion", None),
+            self.guide.chain() is not None,
+        )
+
+    def guide_inclusion(self) -> dict[str, Tensor]:
+        """γ by group under the guide, by which units are kept and networks drawn.
 
         Returns:
             ``{group: (units,)}``, on the CPU.
@@ -197,7 +223,12 @@ class Posterior:
             if pip is None:
                 groups.append(GroupSummary(**counts))
                 continue
-            cumulative = _poisson_binomial(pip).cumsum(0)
+            if name == "input" and self.guide.chain() is not None:
+                draws = self.guide.chain()[1].sum(1).cpu()
+                law = torch.bincount(draws, minlength=len(pip) + 1).double() / len(draws)
+            else:
+                law = _poisson_binomial(pip)
+            cumulative = law.cumsum(0)
             entropy = torch.special.entr(pip) + torch.special.entr(1 - pip)
             groups.append(
                 GroupSummary(
@@ -209,7 +240,7 @@ class Posterior:
                     entropy=float(entropy.sum()),
                 )
             )
-        return Summary(tuple(groups))
+        return Summary(tuple(groups), self.objective() if inclusion else None)
 
     # -- the network they leave --------------------------------------------------------------------
 
@@ -380,7 +411,7 @@ class Posterior:
                 with ExactDraws():
                     trace = poutine.trace(self.guide).get_trace()
                 with poutine.replay(trace=trace):
-                    rows, gate = self.model.rows(), self.model.input_gate()
+                    rows, gate = self.model.latents()
                     latents = self.model.likelihood.sites()
                 yield (
                     self.outputs(x, rows, gate, batch_size),

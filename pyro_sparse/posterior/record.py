@@ -126,7 +126,7 @@ def _prior_draws(posterior: Posterior) -> Iterator[Draw]:
 def _of_model(posterior: Posterior) -> Draw:
     model = posterior.model
     with poutine.trace() as tracer:
-        rows, gate = model.rows(), model.input_gate()
+        rows, gate = model.latents()
         latents = model.likelihood.sites()
     trace = tracer.trace
     sites: dict[str, Any] = {

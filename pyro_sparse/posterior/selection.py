@@ -109,7 +109,7 @@ class MedianProbability:
             raise ValueError(f"expected a threshold in [0, 1), got {self.threshold}")
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        inclusion = offered(posterior, "inclusion", "the median-probability rule")
+        inclusion = offered(posterior, "guide_inclusion", "the median-probability rule")
         return {name: pip > self.threshold for name, pip in inclusion.items()}
 
 
@@ -131,7 +131,7 @@ class FalseDiscovery:
             raise ValueError(f"expected a level in [0, 1), got {self.level}")
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        inclusion = offered(posterior, "inclusion", "the false-discovery rule")
+        inclusion = offered(posterior, "guide_inclusion", "the false-discovery rule")
         return {
             name: within_false_discovery_rate(pip, self.level) for name, pip in inclusion.items()
         }
@@ -165,7 +165,7 @@ class ExpectedCost:
             raise ValueError(f"expected positive prices, got {self}")
 
     def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        inclusion = offered(posterior, "inclusion", "the rule of least expected cost")
+        inclusion = offered(posterior, "guide_inclusion", "the rule of least expected cost")
         keep = {}
         for name, pip in inclusion.items():
             wrong = self.wrong.get(name, 1.0) if isinstance(self.wrong, Mapping) else self.wrong

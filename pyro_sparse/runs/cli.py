@@ -161,7 +161,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--inclusion",
-            type=click.Choice(["straight-through", "soft", "score"]),
+            type=click.Choice(["trapezium", "straight-through", "soft", "score"]),
             help="Gradient estimator of the inclusions.",
         ),
         click.option(

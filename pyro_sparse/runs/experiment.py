@@ -312,8 +312,10 @@ def fit_options(
         "inclusion_lr": settings.inclusion_lr,
         "scale_lr": settings.scale_lr,
         "schedule": infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
-        "inclusion_schedule": infer.schedules.cosine(
-            settings.inclusion_hold, settings.inclusion_stop
+        "inclusion_schedule": infer.schedules.delayed(
+            infer.schedules.cosine(settings.inclusion_hold, settings.inclusion_stop),
+            settings.inclusion_start,
+            settings.inclusion_rise,
         ),
         "kl_weight": infer.schedules.constant() if retrain else ramp,
         "clip_norm": settings.clip_norm,

@@ -45,9 +45,19 @@ BY_DATA: dict[str, dict[str, Any]] = {
     "mnist": LARGE,
     "fashion-mnist": LARGE,
 }
-TABLE: dict[str, Any] = {**SMALL, "net": "mlp:50"}
 # The bound itself from the first step on.
 PLAIN: dict[str, Any] = {"kl_start": 1.0, "kl_hold": 0.0, "kl_rise": 0.0}
+# Probabilities are the question: what opens while the KL is cheap does not close again. Instead the
+# logits' rate is low, and waits until the weights have learnt something.
+PROBABILITIES: dict[str, Any] = {
+    **PLAIN,
+    "inclusion_lr": 2e-2,
+    "inclusion_start": 0.1,
+    "inclusion_rise": 0.2,
+    "inclusion_hold": 0.4,
+    "inclusion_stop": 1.0,
+}
+TABLE: dict[str, Any] = {**SMALL, **PROBABILITIES, "net": "mlp:50"}
 # Residual networks on small images, as the authors of SS-GL and SS-GHS train ResNet-20.
 RESNET: dict[str, Any] = {
     **LARGE,
@@ -100,8 +110,10 @@ class Settings:
         net: a name that `pyro_sparse.nets.build` knows.
         epochs, batch_size, lr, inclusion_lr, scale_lr, clip_norm, num_particles: see `fit`.
         schedule, lr_hold: how the learning rates fall, and the share of training before they do.
-        inclusion_hold, inclusion_stop: shares of training at which the inclusion logits' rate
-            begins to fall and at which it is 0.
+        inclusion_start, inclusion_rise: share of training before the inclusion logits move, and the
+            share over which their rate then rises.
+        inclusion_hold, inclusion_stop: shares of training at which that rate begins to fall and at
+            which it is 0.
         kl_start, kl_hold, kl_rise: the KL's weight, see
             :func:`pyro_sparse.infer.schedules.ramp`; ``kl_start`` is
             :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
@@ -150,13 +162,15 @@ class Settings:
     kl_rise: float
     scale_lr: float = 2e-2
     schedule: str = "cosine"
+    inclusion_start: float = 0.0
+    inclusion_rise: float = 0.0
     kl_start: float | None = None
     clip_norm: float | None = None
     num_particles: int = 1
     guide: str = "matched"
     variance: str = "tied"
     initial_scale: float | str = "balanced"
-    inclusion: str = "straight-through"
+    inclusion: str | None = None
     inclusion_draws: str = "batch"
     noise_draws: str = "batch"
     last_layer: str = "mean-field"
@@ -210,6 +224,7 @@ def settings_for(model: str, data: str, *, strict: bool = False, **given: Any) -
     combined = {
         **BY_DATA.get(data, BY_KIND.get(data.partition(":")[0], TABLE)),
         **BY_MODEL.get(model, {}),
+        **(PROBABILITIES if chosen.get("prune_inputs") and "inclusion" in taken else {}),
         **entry.settings,
         **chosen,
     }

@@ -23,7 +23,7 @@ def made(cls=models.SpikeSlabGaussian, **options):
 
 @pytest.mark.parametrize("variance", ["tied", "full"])
 def test_the_kl_by_hand(variance):
-    """Given the drawn precisions: KL of the rows from N(0, 1/precision), and of those from Gamma."""
+    """Given the drawn precisions: KL of rows from N(0, 1/precision), of those from Gamma."""
     model, _, x = made(output_scale="learnt", slab_scale="learnt")
     guide = guides.for_model(model, variance=variance, initial_inclusion=0.7)
     assert model.learnt_scales == ["out", "fc1"]

@@ -77,7 +77,7 @@ def test_a_wrong_guide_fails_the_case():
 
     def mismatched(model):
         wrong = guides.for_model(model)
-        wrong.forward = lambda *args: wrong.sample_rest()
+        wrong.forward = lambda *args: wrong.sample_likelihood()
         return wrong
 
     other.make_guide = mismatched

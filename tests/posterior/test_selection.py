@@ -62,7 +62,7 @@ KINDS = {
 SPIKES = {"ss-ig", "ss-gl", "ss-ghs", "turbo-vbi"}
 X, Y = torch.zeros(6, 3), torch.zeros(6, dtype=torch.long)
 RULES = {
-    "median": (MedianProbability(), "inclusion", SPIKES),
+    "median": (MedianProbability(), "guide_inclusion", SPIKES),
     "snr": (SignalToNoise(), "noise", {"sbp"}),
     "bmrs-n": (BMRS(), "noise", {"sbp"}),
     "bmrs-u": (BMRS("u"), "noise", {"sbp"}),
@@ -71,8 +71,8 @@ RULES = {
     "reduction": (ModelReduction(), "gaussians", {"bmr"}),
     "reduction by rows": (ModelReduction("rows"), "gaussians", {"bmr"}),
     "reduction by columns": (ModelReduction("columns"), "gaussians", {"bmr"}),
-    "budget": (MACBudget(30), "inclusion", SPIKES),
-    "top": (TopK(importance.inclusion_probability, 2), "inclusion", SPIKES),
+    "budget": (MACBudget(30), "guide_inclusion", SPIKES),
+    "top": (TopK(importance.inclusion_probability, 2), "guide_inclusion", SPIKES),
     "threshold": (Threshold(importance.noise_signal, 1.0), "noise", {"sbp"}),
     "top weights": (TopK(importance.weight_signal, 0.5), "gaussians", {"bmr"}),
     "connected": (Connected(), None, set(KINDS)),
