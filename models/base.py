@@ -214,7 +214,7 @@ class SparseModel(LocalPyroModule):
         state["_laws"] = {}
         return state
 
-    def prior_scale_of(self, group: Group) -> Tensor | None:
+    def drawn_scale(self, group: Group) -> Tensor | None:
         """A draw of the prior scale of a layer's weights where that is learnt, None elsewhere."""
         if group.name not in self.learnt_scales:
             return None
@@ -229,7 +229,7 @@ class SparseModel(LocalPyroModule):
             prior of a layer that is never pruned, or a draw of it where that is learnt.
         """
         if scale is None:
-            scale = self.prior_scale_of(group)
+            scale = self.drawn_scale(group)
 
         def make() -> TorchDistributionMixin:
             given = self.output_scale
@@ -400,6 +400,13 @@ class SpikeSlabModel(SparseModel):
         self._layer_index = {group.name: i for i, group in enumerate(self.layers)}
         self.register_constant("inclusion_logits", logits)
         self.register_constant("slab_scale", 1.0 if learnt else float(slab_scale))
+        gated = self.input_columns() if self.prune_inputs and self.learnt_scales else {}
+        if any(name in gated for name in self.learnt_scales):
+            raise ValueError(
+                "a layer whose columns are gated with the inputs has a fixed prior scale, as the "
+                "weights of excluded inputs follow their prior: pass slab_scale (of the output "
+                "layer output_scale) a number, or prune_inputs=False"
+            )
 
     def latents(self) -> tuple[dict[str, Tensor], Tensor | None]:
         """The input gate comes first: under the guide, columns are in or out with it."""
@@ -410,23 +417,18 @@ class SpikeSlabModel(SparseModel):
         """Prior standard deviation of the (non-centred) weights of a unit that is in."""
         return self.slab_scale if group.prunable else self.output_scale
 
-    def column_prior(self, group: Group) -> TorchDistributionMixin:
+    def column_prior(self, group: Group, scale: Tensor | None = None) -> TorchDistributionMixin:
         """The prior of an included unit's row, ``(units,)`` of ``(row length,)``."""
-        scale = self.prior_scale(group)
+        scale = self.prior_scale(group) if scale is None else scale
         prior = dist.Normal(torch.zeros_like(scale), scale)
         return prior.expand(self.row_shape(group)).to_event(1)
 
     def spike_and_slab_rows(self, group: Group) -> Tensor:
         r"""``{group}.rows``: :math:`z_j \tilde w_j`, :math:`\tilde w_j ∼ N(0, σ_0² I)`."""
-        drawn = self.prior_scale_of(group)
+        drawn = self.drawn_scale(group)
 
         def make() -> TorchDistributionMixin:
-            scale = self.slab_scale if drawn is None else drawn
-            slab = (
-                dist.Normal(torch.zeros_like(scale), scale)
-                .expand(self.row_shape(group))
-                .to_event(1)
-            )
+            slab = self.column_prior(group, drawn)
             logits = self.inclusion_logits[self._layer_index[group.name]].expand(group.size)
             prior = SpikeAndSlab(logits=logits, slab=slab)
             return self.support.law(group.name, prior).to_event(1)

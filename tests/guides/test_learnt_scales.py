@@ -95,3 +95,7 @@ def test_what_has_none_refuses():
         made(output_scale="free")
     with pytest.raises(ValueError, match="positive, finite slab_scale, got -1"):
         made(slab_scale=-1.0)
+    with pytest.raises(ValueError, match="columns are gated with the inputs"):
+        made(slab_scale="learnt", prune_inputs=True)
+    model, _, _ = made(output_scale="learnt", prune_inputs=True)
+    assert model.learnt_scales == ["out"]
