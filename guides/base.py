@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import GatedColumns, TruncatedLogNormal
+from pyro_sparse.distributions import GatedColumns
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
@@ -28,6 +28,7 @@ from .families import (
     check_draws,
     check_variance,
 )
+from .offer import Offer
 
 __all__ = ["GroupGuide", "Reducible", "SpikeSlabGuide"]
 
@@ -214,21 +215,28 @@ class GroupGuide(LocalPyroModule):
             return None
         return gate.chain_probability, gate.chain_draws
 
-    def noise(self) -> dict[str, TruncatedLogNormal]:
-        """Laws ``(units,)`` of the multiplicative noise of every group that has one, float64."""
-        return {}
+    def offers(self) -> dict[str, Offer]:
+        """What this guide says of units, by name; what decides about them by default comes first.
 
-    def gaussians(self) -> dict[str, Reducible]:
-        """The posterior of every weight, by group, where it is Gaussian under a Gaussian prior."""
-        return {}
+        ``inclusion`` has probabilities, ``row_variances`` the posterior variance of every weight of
+        *included* units, ``(units, row length)``, marginal over the units' scales. Guides add their
+        own; see :class:`Offer`. Of inputs the probabilities are the guide's own, whatever a chain
+        over supports says of them: the network that is kept is the guide's, whose weights belong to
+        the inputs that it has.
+        """
+        found = {}
+        if self.inclusion_logits():
+            found["inclusion"] = Offer("inclusion probability", self._inclusion, cut=0.5)
+        families = [family for _, family in self.layers()]
+        if families and all(isinstance(family, GaussianRows) for family in families):
+            found["row_variances"] = Offer("posterior variance", self._row_variances)
+        return found
 
-    def log_alpha(self) -> dict[str, Tensor]:
-        """Log variance over squared mean of each unit's scale, where that is Gaussian."""
-        return {}
-
-    def log_scales(self) -> dict[str, Tensor]:
-        """Posterior mean of the log of each unit's scale, for groups that have one and no spike."""
-        return {}
+    def _inclusion(self) -> dict[str, Tensor]:
+        return {
+            name: logits.detach().double().sigmoid().cpu()
+            for name, logits in self.inclusion_logits().items()
+        }
 
     def scales(self) -> dict[str, Tensor]:
         """Posterior mean of each included unit's scale, ``(units,)``, for groups that have one."""
@@ -249,19 +257,10 @@ class GroupGuide(LocalPyroModule):
                 rows[group.name] = family.loc * scales[group.name].unsqueeze(-1)
         return rows
 
-    def row_variances(self) -> dict[str, Tensor]:
-        """Posterior variance of the effective rows of *included* units, ``(units, row length)``.
-
-        Marginal over the units' scales; empty unless all rows are Gaussian given those.
-        """
-        laws = self.gaussians()
-        if laws:
-            return {name: law.variance for name, law in laws.items()}
+    def _row_variances(self) -> dict[str, Tensor]:
         scales, squares = self.scales(), self.squared_scales()
         variances = {}
         for group, family in self.layers():
-            if not isinstance(family, GaussianRows):
-                return {}
             slab: Any = family.slab()
             variance = slab.variance
             if group.name in scales:

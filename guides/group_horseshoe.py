@@ -14,6 +14,7 @@ from pyro_sparse.models.half_cauchy import HalfCauchyModel
 
 from .families import LogNormalFamily
 from .half_cauchy import HalfCauchyGuide, settled_factors
+from .offer import Offer
 
 __all__ = ["GroupHorseshoe"]
 
@@ -103,7 +104,12 @@ class GroupHorseshoe(HalfCauchyGuide):
             self.sample_scales("input")
         self.sample_likelihood()
 
-    def log_scales(self) -> dict[str, Tensor]:
+    def offers(self) -> dict[str, Offer]:
+        """With ``log_scales``: posterior mean of the log of each unit's scale."""
+        scales = Offer("scale of the unit", self._log_scales, cut=-2.0, relative=True)
+        return {**({"log_scales": scales} if len(self.local_scale) else {}), **super().offers()}
+
+    def _log_scales(self) -> dict[str, Tensor]:
         names = [name.replace("/", ".") for name in self.local_scale]
         return {name: self.log_scale_moments(name)[0].detach() for name in names}
 

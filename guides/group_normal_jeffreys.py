@@ -12,6 +12,7 @@ from pyro_sparse.models.base import positive
 
 from .base import GroupGuide
 from .families import NormalFamily, check_draws
+from .offer import Offer
 
 __all__ = ["GroupNormalJeffreys"]
 
@@ -74,7 +75,12 @@ class GroupNormalJeffreys(GroupGuide):
             self.sample_scales("input")
         self.sample_likelihood()
 
-    def log_alpha(self) -> dict[str, Tensor]:
+    def offers(self) -> dict[str, Offer]:
+        """With ``log_alpha``: log variance over squared mean of each unit's scale."""
+        rates = Offer("retention (−log α)", self._log_alpha, measure=torch.neg, cut=0.0)
+        return {**({"log_alpha": rates} if len(self.unit_scales) else {}), **super().offers()}
+
+    def _log_alpha(self) -> dict[str, Tensor]:
         return {
             name.replace("/", "."): log_alpha(family.loc, family.log_scale).detach()
             for name, family in self.unit_scales.items()

@@ -16,6 +16,7 @@ from pyro_sparse.models.base import positive
 
 from .base import GroupGuide, Reducible, key
 from .families import GaussianRows
+from .offer import Offer
 
 __all__ = ["ReducibleGaussian"]
 
@@ -138,7 +139,17 @@ class ReducibleGaussian(GroupGuide):
             )
         self.register_buffer("prior_variance", model.prior_scale.square())
 
-    def gaussians(self) -> dict[str, Reducible]:
+    def offers(self) -> dict[str, Offer]:
+        """With ``gaussians``: posterior and prior of every weight, :class:`Reducible` by group."""
+        variances = {
+            "row_variances": Offer(
+                "posterior variance",
+                lambda: {name: law.variance for name, law in self._gaussians().items()},
+            )
+        }
+        return {"gaussians": Offer("Gaussian weights", self._gaussians), **variances}
+
+    def _gaussians(self) -> dict[str, Reducible]:
         prior_variance = self.prior_variance.double()
         return {
             group.name: Reducible(

@@ -164,7 +164,8 @@ class TurboMarkov(GroupGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         if self.training:
-            if int(self.calls) % self.update_every == 0:
+            # A look at the counter keeps a step from being recorded (infer.tape).
+            if self.update_every == 1 or int(self.calls) % self.update_every == 0:
                 self.update()
             self.calls.add_(1)
         hierarchies = self.hierarchies

@@ -90,8 +90,8 @@ class SparseModel(LocalPyroModule):
     by the model. Group names are the dotted names of the writing modules.
     """
 
-    output_prior = True
-    """Whether layers that are never pruned have the Gaussian prior of ``output_scale``."""
+    not_taken: tuple[str, ...] = ()
+    """Parameters of parents that mean nothing to a class; runs do not offer them."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class SparseModel(LocalPyroModule):
     ) -> None:
         super().__init__()
         learnt = _learnt("output_scale", output_scale)
-        if learnt and not self.output_prior:
+        if learnt and "output_scale" in self.not_taken:
             raise ValueError(
                 f"{type(self).__name__} has no prior of its own on the output layer, whose scale "
                 "could be learnt; pass output_scale a number"

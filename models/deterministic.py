@@ -35,7 +35,7 @@ class Deterministic(SparseModel):
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     """
 
-    output_prior = False
+    not_taken = ("output_scale", "prune_inputs", "input_inclusion_probability")
 
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float | None = None, **shared: Any

@@ -41,6 +41,8 @@ class GroupHorseshoe(HalfCauchyModel):
     Source: Louizos, Ullrich, Welling, NeurIPS 2017, arXiv 1705.08665, section 4.2.
     """
 
+    not_taken = ("input_inclusion_probability",)
+
     def __init__(
         self,
         net: nn.Module,

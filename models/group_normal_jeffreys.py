@@ -37,6 +37,8 @@ class GroupNormalJeffreys(SparseModel):
     Source: Louizos, Ullrich, Welling, NeurIPS 2017, arXiv 1705.08665, section 4.1.
     """
 
+    not_taken = ("input_inclusion_probability",)
+
     def __init__(self, net: nn.Module, example: Tensor, **shared: Any) -> None:
         super().__init__(net, example, **shared)
         if self.prune_inputs:

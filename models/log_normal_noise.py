@@ -39,6 +39,8 @@ class LogNormalNoise(Deterministic):
     Source: Neklyudov, Molchanov, Ashukha, Vetrov, NeurIPS 2017, arXiv 1705.07283.
     """
 
+    not_taken = ("output_scale", "input_inclusion_probability")
+
     def __init__(
         self,
         net: nn.Module,

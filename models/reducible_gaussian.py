@@ -34,7 +34,7 @@ class ReducibleGaussian(SparseModel):
     Source: Beckers, van Erp, Zhao, Kondrashov, de Vries, arXiv 2210.09134.
     """
 
-    output_prior = False
+    not_taken = ("output_scale", "prune_inputs", "input_inclusion_probability")
 
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float = 1.0, **shared: Any

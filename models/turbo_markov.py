@@ -69,6 +69,8 @@ class TurboMarkov(SparseModel):
     it is ours.
     """
 
+    not_taken = ("prune_inputs", "input_inclusion_probability")
+
     def __init__(
         self,
         net: nn.Module,

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import pyro
-import pyro.poutine as poutine
 import torch
-from pyro.distributions import Independent, MaskedDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import SpikeAndSlab
 from pyro_sparse.likelihoods import Likelihood
-from pyro_sparse.modules import own_parameters
 from pyro_sparse.posterior import Posterior, SelectionRule
 from pyro_sparse.posterior.calibration import predictive_scores
+from pyro_sparse.posterior.draws import Included
 
 from .compact import compact_network
 from .shipping import check_compact
@@ -52,22 +46,6 @@ class Ensemble(nn.Module):
         return torch.stack([net(inputs) for net in self.nets])
 
 
-class _Included(Messenger):
-    """Every unit is in: spike-and-slab sites draw from their slabs."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        law: Any = msg["fn"]
-        events = 0
-        while isinstance(law, Independent | MaskedDistribution):
-            if isinstance(law, Independent):
-                events += law.reinterpreted_batch_ndims
-            law = law.base_dist
-        if isinstance(law, SpikeAndSlab):
-            slab: Any = law.slab
-            msg["fn"] = slab.to_event(events)
-
-
-@torch.no_grad()
 def _included_draws(
     posterior: Posterior, draws: int
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
@@ -76,18 +54,12 @@ def _included_draws(
     The counterpart of :meth:`Posterior.mean_parameters`, which is their mean.
     """
     model = posterior.model
-    with own_parameters(model, posterior.guide), pyro.validation_enabled(False):
-        for _ in range(draws):
-            with _Included():
-                trace = poutine.trace(posterior.guide).get_trace()
-            with poutine.replay(trace=trace):
-                rows, gate = model.latents()
-                latents = model.likelihood.sites()
-            parameters = model.parameters_of(rows)
-            if gate is not None:
-                # A noise on the inputs moves into the columns that read them; a gate is 1 here.
-                parameters = model.graph.scale_columns(parameters, "input", gate)
-            yield parameters, latents
+    for one in posterior.network_draws(draws, handler=Included()):
+        parameters = model.parameters_of(one.rows)
+        if one.gate is not None:
+            # A noise on the inputs moves into the columns that read them; a gate is 1 here.
+            parameters = model.graph.scale_columns(parameters, "input", one.gate)
+        yield parameters, one.latents
 
 
 def compact_draws(

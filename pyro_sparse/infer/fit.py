@@ -23,7 +23,6 @@ from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 
-from .allocator import keep_freed_memory
 from .checkpoint import State, write_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
@@ -201,8 +200,6 @@ def fit(
         fabric = make_fabric()
     launch(fabric)
     shared = share(loader, fabric)
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
     if fabric.strategy.precision.precision == "32-true":  # as the estimate is made
         device = model.output_scale.device

@@ -18,6 +18,7 @@ from .diagnostics import (
     pareto_k,
     sbc,
 )
+from .fitted import Fitted, NotOfferedError
 from .inclusion import (
     InputSelection,
     MergedInclusion,
@@ -28,6 +29,7 @@ from .inclusion import (
     select_inputs,
 )
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
+from .network import FittedNetwork
 from .posterior import Posterior
 from .precision import suggested_bits
 from .seeds import SeedEnsemble, fit_seeds
@@ -56,6 +58,8 @@ __all__ = [
     "Curve",
     "ExpectedCost",
     "FalseDiscovery",
+    "Fitted",
+    "FittedNetwork",
     "InputSelection",
     "KHat",
     "LogAlpha",
@@ -64,6 +68,7 @@ __all__ = [
     "MedianProbability",
     "MergedInclusion",
     "ModelReduction",
+    "NotOfferedError",
     "Posterior",
     "PredictiveCalibration",
     "Radius",

@@ -15,24 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import pyro
-import pyro.poutine as poutine
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_sparse.distributions import SpikeAndSlab
-from pyro_sparse.graph import evaluating
+from pyro_sparse.infer.moments import Moments
 from pyro_sparse.models.inclusion import complexities
-from pyro_sparse.modules import own_parameters
+from pyro_sparse.names import text_table
 
-from .exact import base_law
-from .importance import NotOfferedError
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from .draws import Included
+from .fitted import NotOfferedError
+from .network import FittedNetwork, NetworkDraw
 
 __all__ = [
     "Contraction",
@@ -124,62 +117,18 @@ class Contraction:
             )
             for g in self.groups
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        return text_table(lines)
 
 
-class _Included(Messenger):
-    """Draws spike-and-slab sites as included; notes by group the probability that they are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sites: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        law = base_law(msg["fn"])
-        if isinstance(law, SpikeAndSlab):
-            group = msg["name"].removesuffix(".rows").removesuffix(".gate")
-            self.sites[group] = law.logits.detach().double().sigmoid().cpu()
-            slab: Any = law.slab
-            msg["fn"] = slab.to_event(len(slab.batch_shape))
+def _on_cpu(draw: NetworkDraw) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in draw.numbers.items()}
 
 
-class _Moments:
-    """Running mean and variance of named tensors, float64 (Welford)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        self.count += 1
-        for name, value in values.items():
-            value = value.detach().double().cpu()
-            mean = self.mean.setdefault(name, torch.zeros_like(value))
-            squares = self.squares.setdefault(name, torch.zeros_like(value))
-            change = value - mean
-            mean += change / self.count
-            squares += change * (value - mean)
-
-    def variance(self, name: str) -> Tensor:
-        return self.squares[name] / (self.count - 1)
-
-
-def _effective(posterior: Posterior) -> dict[str, Tensor]:
-    """Run the model's sample statements: effective rows, input gate, noise precision."""
-    model = posterior.model
-    rows, gate = model.latents()
-    values = {name: model.support.rows(name, value) for name, value in rows.items()}
-    if gate is not None:
-        values["input"] = gate
-    return {**values, **model.likelihood.sites()}
+def _site_probabilities(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By group, from the names of the sites."""
+    return {
+        site.removesuffix(".rows").removesuffix(".gate"): value for site, value in sites.items()
+    }
 
 
 def _gated(probability: Tensor | None, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +141,7 @@ def _gated(probability: Tensor | None, mean: Tensor, variance: Tensor) -> tuple[
 
 @torch.no_grad()
 def contraction(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     truth: Mapping[str, Tensor] | None = None,
     num_samples: int = 1000,
 ) -> Contraction:
@@ -226,38 +175,27 @@ def contraction(
     """
     if num_samples < 2:
         raise ValueError(f"expected at least two draws, got num_samples={num_samples}")
-    model, guide = posterior.model, posterior.guide
-    prior, q = _Moments(), _Moments()
-    included = _Included()
-    inclusion = posterior.inclusion()
-    closed = guide.row_variances()
-    with (
-        evaluating(model.net),
-        own_parameters(model, guide),
-        pyro.validation_enabled(False),
-    ):
-        try:
-            for _ in range(num_samples):
-                with included:
-                    prior.add(_effective(posterior))
-        except NotImplementedError as error:
-            raise NotOfferedError(
-                f"the prior of {type(model).__name__} is improper: it has no variance to contract "
-                "from; models with a prior_scale are proper once that is given"
-            ) from error
-        drawn = _Included()
-        for _ in range(0 if closed else num_samples):
-            with drawn:
-                trace = poutine.trace(guide).get_trace()
-            with poutine.replay(trace=trace):
-                q.add(_effective(posterior))
+    model = posterior.model
+    prior, q = Moments(), Moments()
+    included = Included()
+    inclusion, closed = posterior.inclusion(), posterior.row_variances()
+    try:
+        for one in posterior.network_draws(num_samples, prior=True, handler=included):
+            prior.add(_on_cpu(one))
+    except NotImplementedError as error:
+        raise NotOfferedError(
+            f"the prior of {type(model).__name__} is improper: it has no variance to contract "
+            "from; models with a prior_scale are proper once that is given"
+        ) from error
+    for one in () if closed else posterior.network_draws(num_samples, handler=Included()):
+        q.add(_on_cpu(one))
     moments = (
         dict(_closed_moments(posterior, closed))
         if closed
         else {name: (mean, q.variance(name)) for name, mean in q.mean.items()}
     )
     # Inclusions that do not multiply the rows (a support above precisions) do not enter z.
-    gated = set(included.sites)
+    gated = _site_probabilities(included.probabilities)
     groups = []
     for name, given_inclusion in prior.mean.items():
         # Units are exchangeable: their own moments, averaged.
@@ -277,8 +215,8 @@ def contraction(
         reference = torch.zeros_like(mean) if name in model.graph else prior_mean
         if name == "input":
             reference = prior_mean
-            if name in included.sites:
-                reference = included.sites[name].expand(shape)
+            if name in gated:
+                reference = gated[name].expand(shape)
         if truth is not None and name in truth:
             reference = truth[name].double().cpu()
             if reference.shape != shape:
@@ -303,7 +241,7 @@ def contraction(
 
 
 def _closed_moments(
-    posterior: Posterior, variances: Mapping[str, Tensor]
+    posterior: FittedNetwork, variances: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """Mean and variance under q given inclusion, where rows have them in closed form."""
     means, support = posterior.guide.mean_rows(), posterior.model.support
@@ -380,7 +318,7 @@ def distances(predictions: Tensor, reference: Tensor, kind: str) -> Tensor:
 
 
 def radius(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     x: Tensor,
     reference: Tensor | None = None,
     num_samples: int = 200,
@@ -504,7 +442,7 @@ def fitted_rate(sizes: Sequence[int], radii: Tensor) -> tuple[float, float, floa
 
 
 def contraction_curve(
-    fit: Callable[[Tensor, Tensor], Posterior],
+    fit: Callable[[Tensor, Tensor], FittedNetwork],
     x: Tensor,
     y: Tensor,
     sizes: Sequence[int],
@@ -569,7 +507,7 @@ def contraction_curve(
 
 @torch.no_grad()
 def theoretical_rate(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     num_data: int | None = None,
     *,
     active: Mapping[str, float] | None = None,

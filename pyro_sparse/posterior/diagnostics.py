@@ -16,24 +16,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_sparse.distributions import SpikeAndSlab
-from pyro_sparse.graph import evaluating
 from pyro_sparse.infer import without_evidence
 from pyro_sparse.models import SparseModel
-from pyro_sparse.modules import own_parameters
 
-from .exact import ExactDraws, base_law
+from .draws import base_law, draw, exact_trace, log_density, measuring
 
 __all__ = [
     "Calibration",
@@ -102,43 +97,6 @@ def _pareto_shape(tail: Tensor) -> float:
     return (n * k + 10 * 0.5) / (n + 10)
 
 
-@contextmanager
-def _measuring(*functions: Callable[..., Any]) -> Iterator[None]:
-    """No gradient, no validation, own parameters, networks in eval mode."""
-    contexts: list[AbstractContextManager[Any]] = [
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-        own_parameters(*functions),
-    ]
-    contexts += [evaluating(f.net) for f in functions if isinstance(f, SparseModel)]
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
-def _log_density(trace: Any, sites: Sequence[str] | None = None) -> float:
-    """Sum of the log densities of a trace's sites, in float64."""
-    total = 0.0
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
-            continue
-        if sites is None or name in sites:
-            log_prob = site["fn"].log_prob(site["value"]).double()
-            log_prob = scale_and_mask(log_prob, site["scale"], site["mask"])
-            total += float(log_prob.sum())
-    return total
-
-
-def _guide_trace(guide: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    with ExactDraws():
-        return poutine.trace(guide).get_trace(*args, **kwargs)
-
-
-def _model_trace(model: Callable[..., Any], guide_trace: Any, args: Any, kwargs: Any) -> Any:
-    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-
-
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -159,12 +117,9 @@ def log_weights(
     Returns:
         ``(num_samples,)``, float64.
     """
-    with _measuring(model, guide):
-        ratios = []
-        for _ in range(num_samples):
-            q = _guide_trace(guide, args, kwargs)
-            p = _model_trace(model, q, args, kwargs)
-            ratios.append(_log_density(p) - _log_density(q))
+    with measuring(model, guide):
+        draws = (draw(model, guide, *args, **kwargs) for _ in range(num_samples))
+        ratios = [one.log_p - one.log_q for one in draws]
     choice = model.support.log_prior() if isinstance(model, SparseModel) else 0.0
     return torch.tensor(ratios, dtype=torch.float64) + choice
 
@@ -326,9 +281,9 @@ def khat(
     ratios = log_weights(model, guide, *args, num_samples=num_samples, **kwargs)
     joint = pareto_k(ratios)
     found: dict[str, list[float]] = {}
-    with _measuring(model, guide):
+    with measuring(model, guide):
         for _ in range(contexts if blocks is None or blocks else 0):
-            base = _guide_trace(guide, args, kwargs)
+            base = exact_trace(guide, *args, **kwargs)
             for name, parts in (default_blocks(base) if blocks is None else blocks).items():
                 block_ratios = torch.tensor(
                     [
@@ -377,8 +332,8 @@ def _block_ratio(model: Any, base: Any, parts: Sequence[str], args: Any, kwargs:
             included = law._per_event(law.rsample_inclusion()) > 0
             node["value"] = torch.where(included, node["slab"], torch.zeros_like(node["slab"]))
         sites.append(site)
-    trace = _model_trace(model, base, args, kwargs)
-    return _log_density(trace) - _log_density(base, sites)
+    trace = poutine.trace(poutine.replay(model, trace=base)).get_trace(*args, **kwargs)
+    return log_density(trace) - log_density(base, sites)
 
 
 # -- simulation-based calibration ------------------------------------------------------------------
@@ -481,7 +436,7 @@ def sbc(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         for _ in range(num_simulations):
-            with _measuring(model):
+            with measuring(model):
                 trace = poutine.trace(model).get_trace(*args)
             if observed not in trace.nodes:
                 raise ValueError(
@@ -494,13 +449,13 @@ def sbc(
             guide = getattr(fitted, "guide", fitted)
             truth = _numbers(quantities(latents))
             draws = []
-            with _measuring(guide):
+            with measuring(guide):
                 for _ in range(num_draws):
-                    draw = _latents(_guide_trace(guide, args, {}))
-                    draws.append(_numbers(quantities(draw)))
+                    own = _latents(exact_trace(guide, *args))
+                    draws.append(_numbers(quantities(own)))
             for name, value in truth.items():
-                below = sum(draw[name] < value for draw in draws)
-                ties = sum(draw[name] == value for draw in draws)
+                below = sum(one[name] < value for one in draws)
+                ties = sum(one[name] == value for one in draws)
                 rank = below + int(torch.randint(ties + 1, ()))
                 ranks.setdefault(name, []).append(rank)
     return Calibration({name: torch.tensor(value) for name, value in ranks.items()}, num_draws)

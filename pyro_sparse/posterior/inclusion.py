@@ -14,21 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import pyro
-import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from pyro_sparse.graph import Graph, evaluating
-from pyro_sparse.modules import own_parameters
+from pyro_sparse.graph import Graph
+from pyro_sparse.names import text_table
 
-from .exact import ExactDraws
-from .importance import offered
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from .network import FittedNetwork
 
 __all__ = [
     "InputSelection",
@@ -127,17 +120,15 @@ class MergedInclusion:
         return float(logs.logsumexp(0)) - math.log(len(logs))
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.probabilities)
-        lines = [f"{'group'.ljust(width)}  units  expected ± s.e.  largest s.e. of a PIP"]
+        lines = [("group", "units", "expected ± s.e.", "largest s.e. of a PIP")]
         for name, (count, error) in self.expected.items():
             largest = float(self.standard_error[name].max())
             units = self.probabilities[name].shape[1]
-            expected = f"{count:.1f} ± {error:.1f}"
-            lines.append(f"{name.ljust(width)}  {units:5d}  {expected:>15}  {largest:21.3f}")
-        return "\n".join(lines)
+            lines.append((name, str(units), f"{count:.1f} ± {error:.1f}", f"{largest:.3f}"))
+        return text_table(lines)
 
 
-def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
+def merge(posteriors: Sequence[FittedNetwork]) -> MergedInclusion:
     """Merge runs of one model that differ in their seeds.
 
     Args:
@@ -150,7 +141,7 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
     if len(posteriors) < 2:
         raise ValueError(f"expected at least two runs to merge, got {len(posteriors)}")
     for posterior in posteriors:
-        offered(posterior, "guide_inclusion", "merging runs")
+        posterior.offer("inclusion", "merging runs")
     inclusions = [posterior.inclusion() for posterior in posteriors]
     shapes = [{name: len(pip) for name, pip in inclusion.items()} for inclusion in inclusions]
     for other in shapes[1:]:
@@ -174,7 +165,7 @@ def merge(posteriors: Sequence[Posterior]) -> MergedInclusion:
 
 
 @torch.no_grad()
-def _expected_parameters(posterior: Posterior) -> dict[str, Tensor]:
+def _expected_parameters(posterior: FittedNetwork) -> dict[str, Tensor]:
     """Posterior means of the network's parameters, exclusion counted: γ times the mean."""
     inclusion, graph = posterior.guide_inclusion(), posterior.model.graph
     rows = {}
@@ -210,7 +201,7 @@ def _match(
 # -- inputs that reach the output ------------------------------------------------------------------
 
 
-def reaching_inputs(posterior: Posterior, keep: Mapping[str, Tensor] | None = None) -> Tensor:
+def reaching_inputs(posterior: FittedNetwork, keep: Mapping[str, Tensor] | None = None) -> Tensor:
     """Which inputs have an active path to the output of the masked network.
 
     A path leads from an input through kept units, along weights that are not 0. In a fully
@@ -240,7 +231,7 @@ def _connected_inputs(
 
 
 @torch.no_grad()
-def input_probability(posterior: Posterior, num_samples: int = 200) -> Tensor:
+def input_probability(posterior: FittedNetwork, num_samples: int = 200) -> Tensor:
     """Probability under q that an input has an active path to the output.
 
     The share of hard draws in which the input is in and is connected: for a gated input at most its
@@ -253,21 +244,10 @@ def input_probability(posterior: Posterior, num_samples: int = 200) -> Tensor:
     Returns:
         ``(inputs,)``, float64.
     """
-    if num_samples < 1:
-        raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
     model, graph = posterior.model, posterior.model.graph
     total = torch.zeros(graph["input"].size, dtype=torch.float64)
-    with (
-        evaluating(model.net),
-        own_parameters(model, posterior.guide),
-        pyro.validation_enabled(False),
-    ):
-        for _ in range(num_samples):
-            with ExactDraws():
-                trace = poutine.trace(posterior.guide).get_trace()
-            with poutine.replay(trace=trace):
-                rows, gate = model.latents()
-            total += _connected_inputs(graph, model.parameters_of(rows), gate).double()
+    for one in posterior.network_draws(num_samples):
+        total += _connected_inputs(graph, model.parameters_of(one.rows), one.gate).double()
     return total / num_samples
 
 

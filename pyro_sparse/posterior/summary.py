@@ -6,7 +6,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["GroupSummary", "Objective", "Summary"]
+import torch
+from torch import Tensor
+
+from pyro_sparse.names import UNDECIDED, text_table
+
+from .network import FittedNetwork, SelectionRule
+
+__all__ = ["GroupSummary", "Objective", "Summary", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,57 @@ class Summary:
             )
             for g in self.groups
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        table = "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        table = text_table(lines)
         return table if self.objective is None else f"{table}\n{self.objective}"
+
+
+def summarise(posterior: FittedNetwork, rule: SelectionRule | None = None) -> Summary:
+    """See :meth:`Posterior.summary <pyro_sparse.posterior.Posterior.summary>`."""
+    keep, inclusion = posterior.keep(rule), posterior.inclusion()
+    groups = []
+    for group in posterior.prunable_groups():
+        name = group.name
+        pip = inclusion.get(name)
+        counts: dict[str, Any] = {
+            "group": name,
+            "units": group.size,
+            "kept": int(keep[name].sum()),
+        }
+        if pip is None:
+            groups.append(GroupSummary(**counts))
+            continue
+        chain = posterior.guide.chain() if name == "input" else None
+        if chain is not None:
+            draws = chain[1].sum(1).cpu()
+            law = torch.bincount(draws, minlength=len(pip) + 1).double() / len(draws)
+        else:
+            law = _poisson_binomial(pip)
+        cumulative = law.cumsum(0)
+        entropy = torch.special.entr(pip) + torch.special.entr(1 - pip)
+        groups.append(
+            GroupSummary(
+                **counts,
+                expected=float(pip.sum()),
+                low=int((cumulative < 0.025).sum()),
+                high=int((cumulative < 0.975).sum()),
+                undecided=int(((pip > UNDECIDED[0]) & (pip < UNDECIDED[1])).sum()),
+                entropy=float(entropy.sum()),
+            )
+        )
+    return Summary(tuple(groups), objective(posterior) if inclusion else None)
+
+
+def objective(posterior: FittedNetwork) -> Objective:
+    """What the inclusion probabilities belong to."""
+    guide = posterior.guide
+    weights = getattr(guide, "inclusion_kl_weights", None)
+    lowest, last = (math.nan, math.nan) if weights is None else weights.tolist()
+    return Objective(last, lowest, getattr(guide, "inclusion", None), guide.chain() is not None)
+
+
+def _poisson_binomial(probabilities: Tensor) -> Tensor:
+    """Law of a sum of independent Bernoullis, ``(n + 1,)``, by convolution in float64."""
+    law = torch.ones(1, dtype=torch.float64)
+    for p in probabilities.tolist():
+        law = torch.cat([law * (1 - p), law.new_zeros(1)]) + torch.cat([law.new_zeros(1), law * p])
+    return law

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def write_export(
     draws: int = 0,
     dense: str | Path | None = None,
     checkpoint: str = "last",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Prune the run in ``folder`` and save its compact network to ``out``; returns the summary.
 
@@ -59,6 +61,7 @@ def write_export(
         dense: run folder of the dense baseline, for the model card; the folder ``dense`` beside the
             run when absent, as `compare` writes it, if it is of the same data and net.
         checkpoint: ``"last"`` or ``"best"``, see `load`.
+        trust: whether to call code that the folder names, see `load`.
 
     Raises:
         FileExistsError: ``out`` is not empty.
@@ -67,7 +70,7 @@ def write_export(
         ValueError: a layer would keep no unit; ``dense`` is no baseline of this run.
     """
     export.check_target(out, onnx=onnx)
-    settings, dataset, posterior = load(folder, root, checkpoint)
+    settings, dataset, posterior = load(folder, root, checkpoint, trust=trust)
     baseline = _dense_scores(Path(folder), settings, dense)
     keep = run_keep(settings, posterior, dataset, rule)
     if rule is not None:
@@ -132,8 +135,8 @@ def _exported_temperature(
 ) -> float:
     """That of the draws that are shipped: their units are those of one mask, so it is their own."""
     rows = dataset.validation
-    if settings.temperature != "validation" or not dataset.classes or not len(rows):
-        given = settings.temperature
+    if settings.ensemble_temperature != "validation" or not dataset.classes or not len(rows):
+        given = settings.ensemble_temperature
         return 1.0 if isinstance(given, str) or not dataset.classes else given
     natural = likelihood.natural(ensemble(rows.x).flatten(0, 1))
     probabilities = class_probabilities(likelihood, natural).unflatten(0, (ensemble.draws, -1))
@@ -206,6 +209,7 @@ def bench(
     batches: Sequence[int] = (1, 16, 256),
     threads: int = 1,
     seconds: float = 5.0,
+    trust: bool = False,
 ) -> export.Benchmark:
     """Time the compact network of a run or an exported folder beside the dense one.
 
@@ -216,12 +220,19 @@ def bench(
         folder: a run, or what `write_export` made of one.
         root: of a run's data.
         batches, threads, seconds: see :func:`pyro_sparse.export.bench`.
+        trust: whether to call code that a run names, see `load`.
 
     Raises:
         FileNotFoundError: the folder is neither.
-        ValueError: it does not say what the dense network was.
+        ValueError: it does not say what the dense network was; more threads than the machine has
+            cores for.
     """
     folder = Path(folder)
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise ValueError(
+            f"expected 1 to {cores} threads, as many as there are cores, got {threads}"
+        )
     exported = _is_exported(folder)
     if exported:
         given = export.read_config(folder)["input"]
@@ -233,7 +244,7 @@ def bench(
         small = export.load(folder)
         example = torch.zeros(1, *given["shape"], dtype=getattr(torch, given["dtype"]))
     else:
-        settings, dataset, posterior = load(folder, root)
+        settings, dataset, posterior = load(folder, root, trust=trust)
         small = compact(posterior, run_keep(settings, posterior, dataset))
         dense = dense_network(posterior)
         example = dataset.test.x[:1]

@@ -102,7 +102,7 @@ def test_random():
 @pytest.mark.parametrize(
     ("measure", "need"),
     [
-        (importance.inclusion_probability, "guide_inclusion"),
+        (importance.inclusion_probability, "inclusion"),
         (importance.noise_signal, "noise"),
         (importance.retention, "log_alpha"),
         (importance.log_scale, "log_scales"),
@@ -119,12 +119,12 @@ def test_what_is_not_offered(measure, need):
     assert "Deterministic" in str(caught.value)
     assert "point estimates only" in str(caught.value)
     for cls, has in (
-        (models.SpikeSlabGaussian, "guide_inclusion"),
+        (models.SpikeSlabGaussian, "inclusion"),
         (models.LogNormalNoise, "noise"),
         (models.ReducibleGaussian, "gaussians"),
         (models.GroupNormalJeffreys, "log_alpha"),
         (models.GroupHorseshoe, "log_scales"),
-        (models.TurboMarkov, "guide_inclusion"),
+        (models.TurboMarkov, "inclusion"),
     ):
         of = posterior(cls)
         if has == need:

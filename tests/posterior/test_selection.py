@@ -62,7 +62,7 @@ KINDS = {
 SPIKES = {"ss-ig", "ss-gl", "ss-ghs", "turbo-vbi"}
 X, Y = torch.zeros(6, 3), torch.zeros(6, dtype=torch.long)
 RULES = {
-    "median": (MedianProbability(), "guide_inclusion", SPIKES),
+    "median": (MedianProbability(), "inclusion", SPIKES),
     "snr": (SignalToNoise(), "noise", {"sbp"}),
     "bmrs-n": (BMRS(), "noise", {"sbp"}),
     "bmrs-u": (BMRS("u"), "noise", {"sbp"}),
@@ -71,8 +71,8 @@ RULES = {
     "reduction": (ModelReduction(), "gaussians", {"bmr"}),
     "reduction by rows": (ModelReduction("rows"), "gaussians", {"bmr"}),
     "reduction by columns": (ModelReduction("columns"), "gaussians", {"bmr"}),
-    "budget": (MACBudget(30), "guide_inclusion", SPIKES),
-    "top": (TopK(importance.inclusion_probability, 2), "guide_inclusion", SPIKES),
+    "budget": (MACBudget(30), "inclusion", SPIKES),
+    "top": (TopK(importance.inclusion_probability, 2), "inclusion", SPIKES),
     "threshold": (Threshold(importance.noise_signal, 1.0), "noise", {"sbp"}),
     "top weights": (TopK(importance.weight_signal, 0.5), "gaussians", {"bmr"}),
     "connected": (Connected(), None, set(KINDS)),
@@ -115,9 +115,24 @@ def test_default_rules():
         "bc-ghs": LogScale,
         "dense": Connected,
     }
-    assert {kind: type(default_rule(posterior(cls).model)) for kind, cls in KINDS.items()} == (
-        expected
-    )
+    for kind, rule in expected.items():
+        of = posterior(KINDS[kind])
+        with torch.no_grad():
+            for parameter in of.guide.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        keep, own = of.keep(rule()), of.keep()
+        assert all(torch.equal(mask, keep[name]) for name, mask in own.items())
+
+
+def test_a_rule_of_ones_own_for_a_model():
+    class Mine(models.SpikeSlabGaussian):
+        pass
+
+    @default_rule.register
+    def _(model: Mine):
+        return TopK(importance.magnitude, 2)
+
+    assert int(posterior(Mine).keep()["fc1"].sum()) == 2
 
 
 # -- noise -----------------------------------------------------------------------------------------
