@@ -58,7 +58,8 @@ __all__ = [
 def for_model(model: Any, **options: Any) -> GroupGuide:
     """The guide that matches ``model``; ``options`` go to the guide's constructor.
 
-    :raises TypeError: where no guide is registered for the model's class.
+    Raises:
+        TypeError: where no guide is registered for the model's class.
     """
     raise TypeError(
         f"no guide is registered for {type(model).__name__}; expected one of "

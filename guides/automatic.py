@@ -55,11 +55,14 @@ class Automatic(GroupGuide):
     guides; that is what there is to compare. It has no inclusion probabilities and nothing else to
     select units by; the network at posterior means is the one at the medians of the latents.
 
-    :param model: the model to match.
-    :param name: one of `AUTOGUIDES`.
-    :param start: the model's own guide, before training.
-    :param initial_scale: initial standard deviation in the real space.
-    :raises ValueError: the name is not known, or a latent is discrete, as inclusions are.
+    Args:
+        model: the model to match.
+        name: one of `AUTOGUIDES`.
+        start: the model's own guide, before training.
+        initial_scale: initial standard deviation in the real space.
+
+    Raises:
+        ValueError: the name is not known, or a latent is discrete, as inclusions are.
     """
 
     def __init__(

@@ -59,7 +59,8 @@ class GroupGuide(LocalPyroModule):
     Subclasses fill ``self.row_families`` (one family a layer) and write ``forward``; the base
     samples the input gate and the likelihood's latents last, as models do.
 
-    :param model: the model to match; its network's weights are the initial locations.
+    Args:
+        model: the model to match; its network's weights are the initial locations.
     """
 
     inclusion_draws = "batch"
@@ -89,12 +90,15 @@ class GroupGuide(LocalPyroModule):
     ) -> None:
         """Gaussian families around the network's own rows, for guides that have them.
 
-        :param variance: kind of the scales, see :class:`~.families.GaussianRows`.
-        :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a
-            unit of any layer starts with the same KL, see :func:`balanced_scales`.
-        :param prunable: makes the family of a layer that may be pruned from its rows and their
-            initial σ; Gaussian as the others by default.
-        :raises ValueError: for an unknown option or a number out of range.
+        Args:
+            variance: kind of the scales, see :class:`~.families.GaussianRows`.
+            initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a
+                unit of any layer starts with the same KL, see :func:`balanced_scales`.
+            prunable: makes the family of a layer that may be pruned from its rows and their
+                initial σ; Gaussian as the others by default.
+
+        Raises:
+            ValueError: for an unknown option or a number out of range.
         """
         check_variance(variance)
         if initial_scale != "balanced" and not (
@@ -285,10 +289,11 @@ def balanced_scales(
     :math:`m (\log 1/σ − ½)`. With one σ for all layers a unit with long rows pays more and goes
     first, whatever it is worth. Here :math:`\log σ = −½ − P/m` with one price P.
 
-    :param lengths: ``m`` by layer.
-    :param prunable: whether the layer's units compete; P is set by these.
-    :param mean: geometric mean of σ over the prunable layers.
-    :param spread: σ stays within ``mean`` times or divided by this.
+    Args:
+        lengths: ``m`` by layer.
+        prunable: whether the layer's units compete; P is set by these.
+        mean: geometric mean of σ over the prunable layers.
+        spread: σ stays within ``mean`` times or divided by this.
     """
     log_mean = math.log(mean)
     inverse = [1 / m for m, competes in zip(lengths, prunable, strict=True) if competes] or [
@@ -323,21 +328,27 @@ class SpikeSlabGuide(GroupGuide):
     (Where the network does something to its input first, or rows of one layer read different
     inputs, columns are not an input's own, and weights are independent of the gate.)
 
-    :param variance: ``"tied"`` (σ_ji = u_j v_i), ``"row"`` (one a unit), ``"rank-K"`` or ``"full"``
-        (one a weight; the papers' family), see :class:`~.families.GaussianRows`.
-    :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
-        of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
-    :param initial_inclusion: initial γ of every unit.
-    :param inclusion: gradient estimator of the inclusions, ``"trapezium"``, ``"straight-through"``,
-        ``"soft"`` or ``"score"``, see :func:`~pyro_sparse.guides.families.spike_and_slab`. By
-        default ``"trapezium"`` where probabilities are the question (:attr:`~pyro_sparse.models.\
+    Args:
+        variance: ``"tied"`` (σ_ji = u_j v_i), ``"row"`` (one a unit), ``"rank-K"`` or ``"full"``
+            (one a weight; the papers' family), see :class:`~.families.GaussianRows`.
+        initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
+            of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
+        initial_inclusion: initial γ of every unit.
+        inclusion: gradient estimator of the inclusions, ``"trapezium"``, ``"straight-through"``,
+            ``"soft"`` or ``"score"``, see :func:`~pyro_sparse.guides.families.spike_and_slab`. By
+            default ``"trapezium"`` where probabilities are the question
+            (:attr:`~pyro_sparse.models.\
 base.SparseModel.asks_for_probabilities`), ``"straight-through"`` elsewhere.
-    :param temperature: of the binary-concrete relaxation.
-    :param inclusion_draws: ``"batch"``: one draw of a unit's inclusion for the whole batch;
-        ``"example"``: one an example, in :class:`pyro_sparse.infer.ELBO` with local
-        reparameterisation (stock Pyro draws one for the batch), with ``inclusion`` other than
-        ``"score"``. Layers that are applied more than once have one for the batch.
-    :raises ValueError: for an unknown option or a number out of range.
+
+    Args:
+        temperature: of the binary-concrete relaxation.
+        inclusion_draws: ``"batch"``: one draw of a unit's inclusion for the whole batch;
+            ``"example"``: one an example, in :class:`pyro_sparse.infer.ELBO` with local
+            reparameterisation (stock Pyro draws one for the batch), with ``inclusion`` other than
+            ``"score"``. Layers that are applied more than once have one for the batch.
+
+    Raises:
+        ValueError: for an unknown option or a number out of range.
     """
 
     def __init__(

@@ -57,7 +57,8 @@ def check_variance(variance: str) -> int:
 
     ``"tied"`` and ``"row"`` have rank 1, ``"rank-K"`` has K.
 
-    :raises ValueError: for another kind.
+    Raises:
+        ValueError: for another kind.
     """
     if variance in ("tied", "row", "full"):
         return int(variance != "full")
@@ -89,9 +90,10 @@ class GaussianRows(nn.Module):
     ``"row"``
         :math:`σ_{ji} = u_j`, one a unit.
 
-    :param rows: initial locations.
-    :param variance: one of these.
-    :param scale: initial standard deviation of every weight.
+    Args:
+        rows: initial locations.
+        variance: one of these.
+        scale: initial standard deviation of every weight.
     """
 
     column_log_scale: Tensor
@@ -160,7 +162,9 @@ class SpikeSlabRows(GaussianRows):
         self, given: Callable[[TorchDistributionMixin], TorchDistributionMixin] | None = None
     ) -> TorchDistributionMixin:
         """
-        :param given: makes of the slab its law given what was drawn before.
+
+        Args:
+            given: makes of the slab its law given what was drawn before.
         """
         slab = self.slab() if given is None else given(self.slab())
         return spike_and_slab(self.inclusion_logits, slab, self.inclusion, self.temperature)
@@ -199,8 +203,9 @@ class InclusionGate(nn.Module):
     def keep_chain(self, probability: Tensor, draws: Tensor) -> None:
         """Keep what a chain says, for as long as the guide stays as it is.
 
-        :param probability: of every input.
-        :param draws: supports, ``(draws, inputs)``; some are left out evenly, or come twice.
+        Args:
+            probability: of every input.
+            draws: supports, ``(draws, inputs)``; some are left out evenly, or come twice.
         """
         which = torch.arange(self.DRAWS) * len(draws) // self.DRAWS
         self.chain_probability.copy_(probability)
@@ -220,9 +225,10 @@ class InclusionGate(nn.Module):
 class LogNormalFamily(nn.Module):
     """Independent log-normals on positive latents of the given shape.
 
-    :param loc: initial means of the logs.
-    :param scale: initial standard deviation of the logs.
-    :param event_dim: how many of the last dimensions of ``loc`` are one event.
+    Args:
+        loc: initial means of the logs.
+        scale: initial standard deviation of the logs.
+        event_dim: how many of the last dimensions of ``loc`` are one event.
     """
 
     def __init__(self, loc: Tensor, scale: float, event_dim: int = 0) -> None:
@@ -242,8 +248,9 @@ class LogNormalFamily(nn.Module):
 class GammaFamily(nn.Module):
     """Independent gammas on positive latents.
 
-    :param like: a tensor of the latents' shape; the law starts at mean 1.
-    :param concentration: initial shape parameter.
+    Args:
+        like: a tensor of the latents' shape; the law starts at mean 1.
+        concentration: initial shape parameter.
     """
 
     def __init__(self, like: Tensor, concentration: float = 100.0) -> None:
@@ -259,8 +266,9 @@ class GammaFamily(nn.Module):
 class NormalFamily(nn.Module):
     """Independent normals on real latents of the given shape.
 
-    :param loc: initial means.
-    :param scale: initial standard deviation.
+    Args:
+        loc: initial means.
+        scale: initial standard deviation.
     """
 
     def __init__(self, loc: Tensor, scale: float) -> None:

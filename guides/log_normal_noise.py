@@ -43,12 +43,15 @@ class LogNormalNoise(Deterministic):
 
     The KL is :math:`\log(b−a)` minus the entropy of the truncated normal, in float64.
 
-    :param initial_loc: initial μ of every unit; at :math:`b`, the paper's start, the noise is just
-        below 1.
-    :param initial_log_scale: initial log σ.
-    :param noise_draws: ``"batch"``: one draw of θ a unit for the whole batch; ``"example"``: one an
-        example, in :class:`pyro_sparse.infer.ELBO` (stock Pyro draws one for the batch).
-    :raises ValueError: for another ``noise_draws``.
+    Args:
+        initial_loc: initial μ of every unit; at :math:`b`, the paper's start, the noise is just
+            below 1.
+        initial_log_scale: initial log σ.
+        noise_draws: ``"batch"``: one draw of θ a unit for the whole batch; ``"example"``: one an
+            example, in :class:`pyro_sparse.infer.ELBO` (stock Pyro draws one for the batch).
+
+    Raises:
+        ValueError: for another ``noise_draws``.
     """
 
     def __init__(

@@ -99,12 +99,16 @@ class ReducibleGaussian(GroupGuide):
 
     with β the noise precision of a :class:`~pyro_sparse.likelihoods.Normal` likelihood.
 
-    :param variance: ``"full"`` (one a weight), or another of
-        :class:`~pyro_sparse.guides.families.GaussianRows`; the weights are independent in any case.
-    :param initial_scale: initial σ of every weight.
-    :param last_layer: ``"mean-field"``, or ``"joint"``: one Gaussian with a full covariance on all
-        weights of the last layer, K·m numbers squared; affordable up to a few thousand weights.
-    :raises ValueError: for another ``last_layer``, one too large, or a scale out of range.
+    Args:
+        variance: ``"full"`` (one a weight), or another of
+            :class:`~pyro_sparse.guides.families.GaussianRows`; the weights are independent in any
+            case.
+        initial_scale: initial σ of every weight.
+        last_layer: ``"mean-field"``, or ``"joint"``: one Gaussian with a full covariance on all
+            weights of the last layer, K·m numbers squared; affordable up to a few thousand weights.
+
+    Raises:
+        ValueError: for another ``last_layer``, one too large, or a scale out of range.
     """
 
     prior_variance: Tensor

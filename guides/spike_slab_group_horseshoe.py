@@ -24,8 +24,9 @@ class SpikeSlabGroupHorseshoe(HalfCauchyGuide, SpikeSlabGuide):
     Spike-and-slab on the non-centred rows, and mean-field log-normals on the two factors of each
     squared half-Cauchy scale.
 
-    :param initial_local_scale: initial median of every τ_j; s starts at 1.
-    :param initial_log_scale: initial standard deviation of the factors' logs.
+    Args:
+        initial_local_scale: initial median of every τ_j; s starts at 1.
+        initial_log_scale: initial standard deviation of the factors' logs.
 
     Further parameters: see :class:`~pyro_sparse.guides.base.SpikeSlabGuide`.
     """

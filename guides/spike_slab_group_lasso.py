@@ -27,9 +27,10 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
 
     KL(τ² | ς²) is closed given ς², which is drawn once a step.
 
-    :param initial_tau2: initial median of every :math:`τ_j²`; that of ς² is where the prior mean of
-        τ², :math:`(m+1)/ς²`, agrees with it.
-    :param initial_log_scale: initial standard deviation of :math:`\log τ²` and :math:`\log ς²`.
+    Args:
+        initial_tau2: initial median of every :math:`τ_j²`; that of ς² is where the prior mean of
+            τ², :math:`(m+1)/ς²`, agrees with it.
+        initial_log_scale: initial standard deviation of :math:`\log τ²` and :math:`\log ς²`.
 
     Further parameters: see :class:`~pyro_sparse.guides.base.SpikeSlabGuide`.
     """

@@ -105,11 +105,14 @@ class TurboMarkov(GroupGuide):
     stationary in them, so q(w)'s gradient with both held fixed is that of the bound with both
     maximised out. In eval mode they are left as they are.
 
-    :param variance: of q(w), see :class:`~pyro_sparse.guides.families.GaussianRows`.
-    :param initial_scale: initial σ of every weight, or ``"balanced"``, see
-        :func:`~pyro_sparse.guides.base.balanced_scales`.
-    :param update_every: training calls between two updates of q(s) and q(ρ | s).
-    :raises ValueError: for an unknown option or a number out of range.
+    Args:
+        variance: of q(w), see :class:`~pyro_sparse.guides.families.GaussianRows`.
+        initial_scale: initial σ of every weight, or ``"balanced"``, see
+            :func:`~pyro_sparse.guides.base.balanced_scales`.
+        update_every: training calls between two updates of q(s) and q(ρ | s).
+
+    Raises:
+        ValueError: for an unknown option or a number out of range.
     """
 
     def __init__(

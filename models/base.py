@@ -72,19 +72,22 @@ def _learnt(name: str, value: float | str) -> bool:
 class SparseModel(LocalPyroModule):
     r"""A network with a prior on the rows of its groups.
 
-    :param net: any ``nn.Module`` that :func:`pyro_sparse.graph.groups` can trace; copied.
-    :param example: an example input, ``(batch, ...)``.
-    :param likelihood: how outputs become targets; :class:`~pyro_sparse.likelihoods.Categorical` by
-        default.
-    :param num_data: number of training examples, the size of the data plate.
-    :param output_scale: prior standard deviation of layers that are never pruned; or ``"learnt"``:
-        a site ``{group}.prior_precision`` ∼ Gamma(2, 2) for each such layer, whose inverse is the
-        variance of its weights.
-    :param prune_inputs: gate the input features too, :math:`z_i \sim` Bernoulli
-        (``input_inclusion_probability``) each: variable selection.
-    :param input_inclusion_probability: prior inclusion probability of an input feature.
-    :raises ValueError: where a scale, probability or ``num_data`` is out of range, or ``net`` has
-        nothing to put a prior on.
+    Args:
+        net: any ``nn.Module`` that :func:`pyro_sparse.graph.groups` can trace; copied.
+        example: an example input, ``(batch, ...)``.
+        likelihood: how outputs become targets; :class:`~pyro_sparse.likelihoods.Categorical` by
+            default.
+        num_data: number of training examples, the size of the data plate.
+        output_scale: prior standard deviation of layers that are never pruned; or ``"learnt"``: a
+            site ``{group}.prior_precision`` ∼ Gamma(2, 2) for each such layer, whose inverse is the
+            variance of its weights.
+        prune_inputs: gate the input features too, :math:`z_i \sim` Bernoulli
+            (``input_inclusion_probability``) each: variable selection.
+        input_inclusion_probability: prior inclusion probability of an input feature.
+
+    Raises:
+        ValueError: where a scale, probability or ``num_data`` is out of range, or ``net`` has
+            nothing to put a prior on.
 
     Sites: ``{group}.rows`` for every group, shape ``(units, row length)``; further ones are named
     by the model. Group names are the dotted names of the writing modules.
@@ -193,8 +196,9 @@ class SparseModel(LocalPyroModule):
         It is made anew when a constant of the prior was moved, loaded or replaced, or when other
         units are in.
 
-        :param site: its name.
-        :param make: makes it from the model's constants.
+        Args:
+            site: its name.
+            make: makes it from the model's constants.
         """
         constants = list(self._constants())
         state = [(id(value), value._version) for value in constants]
@@ -225,8 +229,9 @@ class SparseModel(LocalPyroModule):
     def gaussian_rows(self, group: Group, scale: Tensor | float | None = None) -> Tensor:
         """``{group}.rows``: independent ``N(0, scale²)``.
 
-        :param scale: a number, or a tensor, which may be a draw; by default ``output_scale``, the
-            prior of a layer that is never pruned, or a draw of it where that is learnt.
+        Args:
+            scale: a number, or a tensor, which may be a draw; by default ``output_scale``, the
+                prior of a layer that is never pruned, or a draw of it where that is learnt.
         """
         if scale is None:
             scale = self.drawn_scale(group)
@@ -337,14 +342,15 @@ class SparseModel(LocalPyroModule):
 class SpikeSlabModel(SparseModel):
     r"""Shared by SS-IG, SS-GL and SS-GHS: the inclusion prior and the slab's scale.
 
-    :param inclusion_probability: prior inclusion probability λ: one number in (0, 1), or
-        ``"layerwise"`` for the rule of
-        :func:`~pyro_sparse.models.inclusion.layerwise_inclusion_logits`.
-    :param inclusion_constant: ``C`` of the layer-wise rule.
-    :param inclusion_floor: the least probability that the rule may give, with a warning where it
-        would give less; 0 is the rule as its authors have it.
-    :param slab_scale: standard deviation :math:`σ_0` of the (non-centred) slab; ``"learnt"``: one a
-        layer, as of ``output_scale``.
+    Args:
+        inclusion_probability: prior inclusion probability λ: one number in (0, 1), or
+            ``"layerwise"`` for the rule of
+            :func:`~pyro_sparse.models.inclusion.layerwise_inclusion_logits`.
+        inclusion_constant: ``C`` of the layer-wise rule.
+        inclusion_floor: the least probability that the rule may give, with a warning where it would
+            give less; 0 is the rule as its authors have it.
+        slab_scale: standard deviation :math:`σ_0` of the (non-centred) slab; ``"learnt"``: one a
+            layer, as of ``output_scale``.
 
     Further parameters: see :class:`SparseModel`.
     """

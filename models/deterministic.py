@@ -30,7 +30,8 @@ class Deterministic(SparseModel):
     :math:`p(w) ∝ 1`, or :math:`w ∼ N(0, σ²)` with ``prior_scale`` σ, which is weight decay of
     strength :math:`1/(2σ²)` on the sum of squares. The guide is a point mass.
 
-    :param prior_scale: σ, or None for a flat prior.
+    Args:
+        prior_scale: σ, or None for a flat prior.
 
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     """

@@ -30,8 +30,9 @@ class GroupNormalJeffreys(SparseModel):
     (:math:`\tilde w_j`), ``input.scale``. The prior of z is improper: the model has no prior draws.
     Layers that are never pruned have rows N(0, output_scale²).
 
-    :raises ValueError: for ``prune_inputs`` where the first layer does not read the input directly,
-        so that no weights can take up the scale's mean.
+    Raises:
+        ValueError: for ``prune_inputs`` where the first layer does not read the input directly,
+            so that no weights can take up the scale's mean.
 
     Parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     Source: Louizos, Ullrich, Welling, NeurIPS 2017, arXiv 1705.08665, section 4.1.

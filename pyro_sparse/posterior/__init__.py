@@ -21,9 +21,11 @@ from .diagnostics import (
 from .fitted import Fitted, NotOfferedError
 from .inclusion import (
     InputSelection,
+    InputSets,
     MergedInclusion,
     false_discovery_rate,
     input_probability,
+    input_sets,
     merge,
     reaching_inputs,
     select_inputs,
@@ -61,6 +63,7 @@ __all__ = [
     "Fitted",
     "FittedNetwork",
     "InputSelection",
+    "InputSets",
     "KHat",
     "LogAlpha",
     "LogScale",
@@ -88,6 +91,7 @@ __all__ = [
     "importance",
     "importance_weighted_elbo",
     "input_probability",
+    "input_sets",
     "khat",
     "log_weights",
     "merge",

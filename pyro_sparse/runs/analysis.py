@@ -297,12 +297,7 @@ def analyse_seeds(
         merged = ensemble.inclusion
         result["groups"] = _merged_groups(merged)
         if "input" in merged.probabilities:
-            chosen = select_inputs(merged.mean["input"], level=0.05)
-            result["inputs"] = {
-                "selected": chosen.indices,
-                "false_discovery_rate": chosen.false_discovery_rate,
-                "missed": chosen.missed,
-            }
+            result["inputs"] = _selected_inputs(ensemble.posteriors)
         figures = out / "figures"
         page.write_figure(
             figures / "inclusion_over_seeds.png", lambda ax: plots.inclusion_over_seeds(merged, ax)
@@ -316,6 +311,22 @@ def analyse_seeds(
         out, [{**one, "run": name} for one, name in zip(summaries, names, strict=True)]
     )
     return result
+
+
+def _selected_inputs(posteriors: Sequence[Posterior]) -> dict[str, Any]:
+    """What is selected at a false-discovery rate of 5 %, and ``said``, in one sentence."""
+    try:
+        chosen = select_inputs(posteriors, level=0.05)
+    except ValueError as error:
+        return {"selected": None, "said": f"No inputs are selected: {error}."}
+    return {
+        "selected": chosen.indices,
+        "false_discovery_rate": chosen.false_discovery_rate,
+        "missed": chosen.missed,
+        "said": f"Inputs within a false-discovery rate of 5 %: "
+        f"{', '.join(map(str, chosen.indices)) or 'none'}; expected missed: {chosen.missed:.2f} "
+        f"({chosen.objective}).",
+    }
 
 
 def _merged_groups(merged: MergedInclusion) -> list[dict[str, Any]]:

@@ -279,18 +279,8 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[Part]:
             ),
         ]
     if merged["inputs"] is not None:
-        chosen = merged["inputs"]
-        parts.append(
-            _text(
-                f"Inputs within a false-discovery rate of 5 %: {_joined(chosen['selected'])}; "
-                f"expected missed: {chosen['missed']:.2f}."
-            )
-        )
+        parts.append(_text(merged["inputs"]["said"]))
     return parts
-
-
-def _joined(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) or "none"
 
 
 # -- a comparison ----------------------------------------------------------------------------------

@@ -337,8 +337,8 @@ def settings_for(
 
 
 SIZES: dict[str, tuple[int, tuple[int, ...]]] = {
-    "digits": (1437, (1, 8, 8)),
-    "diabetes": (353, (10,)),
+    "digits": (1438, (1, 8, 8)),
+    "diabetes": (354, (10,)),
     "mnist": (60_000, (1, 28, 28)),
     "fashion-mnist": (60_000, (1, 28, 28)),
     "cifar10": (50_000, (3, 32, 32)),

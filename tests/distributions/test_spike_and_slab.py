@@ -311,7 +311,7 @@ def test_closed_form_is_the_joint_kl() -> None:
     torch.testing.assert_close(joint, enumerated, rtol=1e-12, atol=0.0)
     torch.testing.assert_close(joint, kl_divergence(q, p).sum())
     separate = kl_divergence(
-        dist.RelaxedBernoulliStraightThrough(double([0.5]).squeeze(), logits=logits).to_event(1),
+        dist.Bernoulli(logits=logits).to_event(1),
         dist.Bernoulli(double([0.3] * 4)).to_event(1),
     ) + kl_divergence(guide.to_event(1), prior.to_event(1))
     assert separate > 1.3 * joint
