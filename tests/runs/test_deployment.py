@@ -27,7 +27,7 @@ def test_export(folder, digits, tmp_path):
 
 
 def test_export_says_how_good_each_network_is(folder, tmp_path):
-    done = write_export(folder, tmp_path / "small", pt2=True, draws=4)
+    done = write_export(folder, tmp_path / "small", draws=4)
     assert (tmp_path / "small" / "model.pt2").is_file()
     summary = read(folder / "summary.json")
     scores = read(tmp_path / "small" / "config.json")["metadata"]["scores"]
@@ -46,8 +46,11 @@ def test_export_says_how_good_each_network_is(folder, tmp_path):
     assert again["scores"]["ensemble"] == pytest.approx(scores["ensemble"])
     outputs = export.load(tmp_path / "small")(dataset.test.x)
     assert outputs.shape == (4, len(dataset.test), 10)
+    tested = read(tmp_path / "small" / "config.json")["test"]
+    assert tested["rows"] == len(dataset.test)
     right = (outputs.softmax(-1).mean(0).argmax(-1) == dataset.test.y).double().mean()
     assert scores["exported"]["accuracy"] == pytest.approx(float(right))
+    assert tested["scores"]["pt2"]["accuracy"] == pytest.approx(float(right))
 
 
 @pytest.mark.parametrize("name", ["ss-ig", "sbp"])
