@@ -372,8 +372,11 @@ class LogUniform(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        log_prob = -value.log() - (self.high - self.low).log()
-        return torch.where(self.support.check(value), log_prob, -math.inf)
+        positive = value > 0
+        logarithm = torch.where(positive, value, 1.0).log()
+        slack = 8 * torch.finfo(self.low.dtype).eps  # exp and log of a bound need not return to it
+        inside = positive & (self.low - slack <= logarithm) & (logarithm <= self.high + slack)
+        return torch.where(inside, -logarithm - (self.high - self.low).log(), -math.inf)
 
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -83,7 +83,7 @@ class _Record(Messenger):
             self.sites[msg["name"]] = msg
             given = self._given.get(msg["name"])
             if given is not None and not msg["is_observed"]:
-                msg["kl"] = _site_kl(msg, given, self._mapped)
+                msg["kl"], msg["kl_terms"] = _site_kl(msg, given, self._mapped)
 
 
 class ELBO(PyroELBO):
@@ -177,9 +177,10 @@ class ELBO(PyroELBO):
                     f"the model samples the site {name!r}, the guide does not; guide sites: "
                     f"{list(guide_sites)}"
                 )
-            total, terms = site["kl"]
-            kls.append(total)
-            costs += [cost._replace(weight=cost.weight * self.kl_weight) for cost in terms]
+            kls.append(site["kl"])
+            costs += [
+                cost._replace(weight=cost.weight * self.kl_weight) for cost in site["kl_terms"]
+            ]
         scores = [
             _Score(parts.score_function, _local_cost(site, costs))
             for site in guide_sites.values()

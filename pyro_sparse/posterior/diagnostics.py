@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_sparse.distributions import SpikeAndSlab
 from pyro_sparse.infer import without_evidence
 from pyro_sparse.models import SparseModel
+from pyro_sparse.names import text_table
 
 from .draws import base_law, draw, exact_trace, log_density, measuring
 
@@ -201,11 +202,10 @@ class KHat:
         return self.joint <= self.threshold
 
     def __str__(self) -> str:
-        names = ["joint", *self.blocks]
-        width = max(map(len, names))
-        lines = [f"{'block'.ljust(width)}  k-hat  (around the guide's draws; of no other mode)"]
-        for name, k in zip(names, [self.joint, *self.blocks.values()], strict=True):
-            lines.append(f"{name.ljust(width)}  {k:5.2f}")
+        values = {"joint": self.joint, **self.blocks}
+        cells = [("block", "k-hat"), *((name, f"{k:.2f}") for name, k in values.items())]
+        table = text_table(cells).splitlines()
+        lines = [f"{table[0]}  (around the guide's draws; of no other mode)", *table[1:]]
         if self.without_evidence is None:
             lines.append(
                 f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted "
@@ -386,9 +386,8 @@ class Calibration:
 
     def __str__(self) -> str:
         values = self.p_values()
-        width = max(len(name) for name in values)
-        head = f"{'quantity'.ljust(width)}  p-value of uniform ranks"
-        return "\n".join([head, *(f"{name.ljust(width)}  {p:.3g}" for name, p in values.items())])
+        head = ("quantity", "p-value of uniform ranks")
+        return text_table([head, *((name, f"{p:.3g}") for name, p in values.items())])
 
 
 def sbc(

@@ -23,12 +23,12 @@ from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 
+from ._lower_bound import lower_bound
 from .checkpoint import State, write_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
 from .folder import RunFolder
 from .identity import identity
-from .lower_bound import lower_bound
 from .memory import check_memory, kept_bytes, memory_need
 from .processes import launch, make_fabric, on_first, share, unify
 from .recipe import FusedAdam, Recipe
