@@ -42,8 +42,7 @@ def export(net: nn.Module, inputs: torch.Tensor, options: argparse.Namespace) ->
         masks[name] = torch.zeros(graph[name].size, dtype=torch.bool)
         masks[name][torch.randperm(graph[name].size)[:count]] = True
     small = compact_network(net, graph, {}, masks, align=options.align)
-    onnx_and_torch = {"onnx": True, "pt2": True}
-    save(small, options.folder, example=inputs, dense=net, overwrite=True, **onnx_and_torch)
+    save(small, options.folder, example=inputs, dense=net, overwrite=True, int8=True)
     masks = readmitting(masks, small)
     return equivalence(net, graph, dict(net.named_parameters()), masks, small, inputs)
 

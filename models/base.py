@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_sparse.distributions import SpikeAndSlab
-from pyro_sparse.graph import Group, evaluating, groups
+from pyro_sparse.graph import (
+    Graph,
+    Group,
+    Output,
+    evaluating,
+    groups,
+    without_weight_norm,
+)
+from pyro_sparse.inputs import Example, Inputs
 from pyro_sparse.likelihoods import Categorical, Likelihood
 from pyro_sparse.modules import LocalPyroModule
 from pyro_sparse.precision import network_autocast
@@ -24,6 +34,8 @@ from .inclusion import layerwise_inclusion_logits, logit
 from .support import Support
 
 __all__ = ["SparseModel", "positive"]
+
+logger = logging.getLogger(__name__)
 
 
 FEW_DATA = 1000
@@ -44,12 +56,12 @@ def _probability(name: str, value: float) -> float:
 
 
 def _template(net: nn.Module) -> nn.Module:
-    """A copy of ``net`` whose parameters are buffers.
+    """A copy of ``net`` whose parameters are buffers, and weight normalisations plain weights.
 
     The trained parameters live in the guide. As buffers the initial ones still move with
     ``.to(device)`` and stand in the state_dict, but no optimiser and no Pyro statement sees them.
     """
-    net = copy.deepcopy(net)
+    net = copy.deepcopy(without_weight_norm(net))
     for module in net.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
@@ -62,8 +74,12 @@ class SparseModel(LocalPyroModule):
     r"""A network with a prior on the rows of its groups.
 
     Args:
-        net: any ``nn.Module`` that :func:`pyro_sparse.graph.groups` can trace; copied.
-        example: an example input, ``(batch, ...)``.
+        net: any ``nn.Module`` that :func:`pyro_sparse.graph.groups` can trace; copied. What is
+            frozen in it (``requires_grad=False``) has no prior and stays as it is.
+        example: what it is called with: an input ``(batch, ...)``, a tuple of inputs, or a
+            dictionary of keyword inputs. A few are kept, to check compact networks.
+        output: which output the likelihood reads, by its name in a dictionary or dataclass, or its
+            place in a tuple; not needed for a single tensor, or one that is called ``logits``.
         likelihood: how outputs become targets; :class:`~pyro_sparse.likelihoods.Categorical` by
             default.
         num_data: number of training examples, the size of the data plate.
@@ -73,12 +89,16 @@ class SparseModel(LocalPyroModule):
         input_inclusion_probability: prior inclusion probability of an input feature.
 
     Raises:
-        ValueError: where a scale, probability or ``num_data`` is out of range, or ``net`` has
-            nothing to put a prior on.
+        ValueError: where a scale, probability or ``num_data`` is out of range, ``net`` has
+            nothing to put a prior on, or nothing of it can be pruned, although that is what the
+            model is for; the message says what is in the way.
 
     Sites: ``{group}.rows`` for every group, shape ``(units, row length)``; further ones are named
     by the model. Group names are the dotted names of the writing modules.
     """
+
+    prunes = True
+    """Whether the model is there to prune; a dense one is not."""
 
     not_taken: tuple[str, ...] = ()
     """Parameters of parents that mean nothing to a class; runs do not offer them."""
@@ -86,10 +106,11 @@ class SparseModel(LocalPyroModule):
     def __init__(
         self,
         net: nn.Module,
-        example: Tensor,
+        example: Example,
         *,
         likelihood: Likelihood | None = None,
         num_data: int,
+        output: str | int | None = None,
         output_scale: float = 1.0,
         prune_inputs: bool = False,
         input_inclusion_probability: float = 0.5,
@@ -98,26 +119,28 @@ class SparseModel(LocalPyroModule):
         positive(output_scale=output_scale)
         if not num_data >= 1:
             raise ValueError(f"expected num_data, the number of training examples, ≥ 1: {num_data}")
-        graph = groups(net, example)
+        self.output = Output(output)
+        graph = groups(net, example, self.output)
         if not any(group.writers for group in graph):
             raise ValueError(
                 "expected a network with at least one linear or convolution layer to put a prior "
                 f"on, found none in {type(net).__name__}"
+                + (" that is not frozen" if graph.ungrouped else "")
             )
-        if graph.ungrouped:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in graph.ungrouped.items())
-            raise ValueError(
-                f"some parameters of {type(net).__name__} stand in no group and would never be "
-                f"trained ({listed}); remove them from the network"
-            )
+        _left_out(net, graph)
         self.graph = graph
         self._laws: dict[str, Any] = {}
-        self.example_shape = tuple(example.shape)
+        self.example_shape = tuple(example.shape) if isinstance(example, Tensor) else ()
+        # What a call passes beside a single tensor.
+        self._beside = Inputs.of(net, torch.zeros(())).kwargs
         self.prune_inputs = prune_inputs
         self.num_data = num_data
         self.net = _template(net)
         device = self.net.get_buffer(self.layers[0].writers[0].parameter).device
         self.support = Support(self.support_shapes()).to(device)
+        if not self.support_shapes() and self.prunes:
+            _nothing_to_prune(net, graph)
+        _report_coverage(graph)
         self.likelihood = (Categorical() if likelihood is None else likelihood).to(device)
         self.register_constant("output_scale", output_scale)
         input_logit = _probability("input_inclusion_probability", input_inclusion_probability)
@@ -270,6 +293,8 @@ class SparseModel(LocalPyroModule):
 
     def _reads_input_directly(self) -> bool:
         """Whether a factor on the inputs is one on the columns that read them."""
+        if not self.graph["input"].size:
+            return False
         size = self.graph["input"].size
         like = self.output_scale
         factor = torch.linspace(0.5, 1.5, size, dtype=like.dtype, device=like.device)
@@ -280,31 +305,87 @@ class SparseModel(LocalPyroModule):
         with evaluating(self.net):
             gated = self.run(probe, rows, factor)
             parameters = self.graph.scale_columns(self.parameters_of(rows), "input", factor)
-            scaled = functional_call(self.net, parameters, (probe,), tie_weights=False)
+            scaled = self.network_output(probe, parameters)
         atol = 1e-4 * float(gated.abs().max())
         return torch.allclose(gated, scaled, rtol=1e-3, atol=atol)
 
     def parameters_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's parameters at the given effective rows, with 0 for what was pruned."""
-        return self.graph.parameters(
+        """The network's parameters at the given effective rows, with 0 for what was pruned.
+
+        Those that have no rows are the network's own.
+        """
+        parameters = self.graph.parameters(
             {name: self.support.rows(name, value) for name, value in rows.items()}
         )
+        for name in self.graph.ungrouped:
+            parameters[name] = self.net.get_buffer(name)
+        return parameters
 
-    def run(self, x: Tensor, rows: Mapping[str, Tensor], gate: Tensor | None = None) -> Tensor:
-        """The network's output at the given effective rows and input gate."""
+    def inputs(self, x: Example) -> Inputs:
+        """The arguments with which the network is called for a batch."""
+        if isinstance(x, Tensor):
+            return Inputs((x,), self._beside)
+        return Inputs.of(self.net, x)
+
+    def network_output(
+        self, x: Example, parameters: Mapping[str, Tensor], gate: Tensor | None = None
+    ) -> Tensor:
+        """The output that the likelihood reads, at the given parameters and input gate."""
+        inputs = self.inputs(x)
         if gate is not None:
-            if self.support.restricted:
-                gate = gate * self.support["input"].to(gate.dtype)
-            x = self.graph.gate_inputs(x, gate)
+            factor = gate
+            inputs = inputs.map(lambda value: self.graph.gate_inputs(value, factor))
+        outputs = functional_call(
+            self.net, dict(parameters), inputs.args, inputs.kwargs, tie_weights=False
+        )
+        return self.output(outputs)
+
+    def run(self, x: Example, rows: Mapping[str, Tensor], gate: Tensor | None = None) -> Tensor:
+        """The network's output at the given effective rows and input gate."""
+        if gate is not None and self.support.restricted:
+            gate = gate * self.support["input"].to(gate.dtype)
         parameters = self.parameters_of(rows)
-        with network_autocast(x.device):
-            output = functional_call(self.net, parameters, (x,), tie_weights=False)
+        with network_autocast(self.output_scale.device):
+            output = self.network_output(x, parameters, gate)
         return output.to(self.output_scale.dtype)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Example, y: Tensor | None = None) -> Tensor:
         """Sample everything; observe ``y`` where given. Returns the network's output."""
         output = self.run(x, *self.latents())
         return self.likelihood(output, y, self.num_data)
+
+
+def _left_out(net: nn.Module, graph: Graph) -> None:
+    """Warn of parameters without a prior, but those that the user has frozen."""
+    unread = [name for name, why in graph.ungrouped.items() if not why.startswith("frozen")]
+    if unread:
+        listed = ", ".join(repr(name) for name in unread[:5])
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        warnings.warn(
+            f"{listed}{more} of {type(net).__name__}: {graph.ungrouped[unread[0]]}; without a "
+            "prior, they stay as they are",
+            stacklevel=4,
+        )
+
+
+def _nothing_to_prune(net: nn.Module, graph: Graph) -> None:
+    """Raise ``ValueError`` where something stands in the way of pruning anything."""
+    obstacles = graph.obstacles()
+    if obstacles:
+        listed = "; ".join(f"{share:.0%} of the units: {why}" for why, share in obstacles.items())
+        raise ValueError(
+            f"nothing of {type(net).__name__} can be pruned ({listed}); "
+            "pyro_sparse.graph.explain(net, example) says more"
+        )
+
+
+def _report_coverage(graph: Graph) -> None:
+    """Log how much can be pruned, loudly only where that is little."""
+    obstacles = graph.obstacles()
+    reasons = "; ".join(f"{share:.0%}: {why}" for why, share in list(obstacles.items())[:3])
+    covered = 1 - sum(obstacles.values())
+    level = logging.WARNING if covered < 0.1 and obstacles else logging.INFO
+    logger.log(level, "%.0f %% of the units can be pruned. %s", 100 * covered, reasons)
 
 
 class SpikeSlabModel(SparseModel):

@@ -36,6 +36,7 @@ class Deterministic(SparseModel):
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     """
 
+    prunes = False
     not_taken = ("output_scale", "prune_inputs", "input_inclusion_probability")
 
     def __init__(

@@ -106,7 +106,9 @@ def compact_draws(
         torch.manual_seed(seed)
         for parameters, latents in _included_draws(posterior, draws):
             with posterior.statistics_of(parameters, keep):
-                small = compact_network(model.net, model.graph, parameters, keep)
+                small = compact_network(
+                    model.net, model.graph, parameters, keep, output=model.output
+                )
                 check_compact(model, parameters, keep, small)
             networks.append(small)
             noises.append(latents)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.func import functional_call
 
 from pyro_sparse import nets
 from pyro_sparse.graph import Group, evaluating
@@ -186,8 +185,8 @@ class FittedNetwork(Fitted):
         :mod:`pyro_sparse.export.compact`.
         """
         if self._dense_macs is None:
-            shape = (1, *self.model.example_shape[1:])
-            example = next(self.model.net.buffers()).new_zeros(shape)
+            device = self.model.output_scale.device
+            example = self.model.graph.example.map(lambda value: value.to(device))
             self._dense_macs = nets.count_macs(self.model.net, example)
         return self._dense_macs - self.model.graph.macs_saved(keep)
 
@@ -243,15 +242,10 @@ class FittedNetwork(Fitted):
         self, keep: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
     ) -> Callable[[Tensor], Tensor]:
         """The network at these parameters with excluded units off, in the mode it is in."""
-        net, graph, gate = self.model.net, self.model.graph, keep.get("input")
-        masked = graph.masked_parameters(parameters, keep)
-
-        def run(x: Tensor) -> Tensor:
-            if gate is not None and not bool(gate.all()):
-                x = graph.gate_inputs(x, gate.to(x))
-            return functional_call(net, masked, (x,))
-
-        return run
+        model, gate = self.model, keep.get("input")
+        masked = model.graph.masked_parameters(parameters, keep)
+        factor = None if gate is None or bool(gate.all()) else gate.to(model.output_scale)
+        return lambda x: model.network_output(x, masked, factor)
 
     @property
     def _device(self) -> torch.device:

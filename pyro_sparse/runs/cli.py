@@ -603,7 +603,12 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
     help="Which units are kept, see fit --rule. [default: the run's]",
 )
 @click.option("--onnx", is_flag=True, help="Write model.onnx, too (extra: pyro-sparse[onnx]).")
-@click.option("--pt2", is_flag=True, help="Write model.pt2 (torch.export), too.")
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Write model.onnx and model-int8.onnx, quantised with ranges of training inputs.",
+)
+@click.option("--pt2", is_flag=True, hidden=True, help="Always written.")
 @click.option(
     "--draws",
     type=click.IntRange(1),
@@ -648,17 +653,18 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     The new folder needs neither Pyro nor this package:
         README.md          model card: scores, size, speed, how to load it
         config.json        architecture, kept units, preprocessing
-        model.safetensors  weights
-        load.py            a loader that needs torch and safetensors
-        model.onnx, .pt2   on request, checked against the torch network
+        model.pt2          for torch.export.load, checked against the network
+        model.safetensors  weights by the network's own names
+        model.onnx, model-int8.onnx   on request, likewise
 
     \b
     Example:
-        pyro-sparse export runs/mnist --out small --onnx --pt2
+        pyro-sparse export runs/mnist --out small --int8
     """
     from pyro_sparse.runs import deployment
 
     options["draws"] = options["draws"] or 0
+    del options["pt2"]
     done = deployment.write_export(run, out, root=data_root, **options)
     kept = ", ".join(f"{name} {count}" for name, count in done["kept"].items())
     click.echo(f"{done['model']}: kept {kept}")
@@ -668,7 +674,7 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     )
     if measure:
         deployment.bench(out, seconds=1.0)
-    click.echo(f"{out}: cd there and `from load import load; net = load('.')`; see README.md")
+    click.echo(f"{out}: torch.export.load('{out / 'model.pt2'}').module(); see README.md")
 
 
 def _numbers(value: str) -> tuple[int, ...]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "write_export"]
 
+CALIBRATION = 512
+"""Training inputs from which int8 takes the ranges of activations."""
+
 
 def write_export(
     folder: str | Path,
@@ -33,7 +36,8 @@ def write_export(
     root: str | Path | None = None,
     rule: str | None = None,
     onnx: bool = False,
-    pt2: bool = False,
+    int8: bool = False,
+    pt2: bool = True,
     draws: int = 0,
     dense: str | Path | None = None,
     checkpoint: str = "last",
@@ -47,7 +51,9 @@ def write_export(
         root: of the data.
         rule: a selection rule, see :func:`pyro_sparse.posterior.selection.parse`; that of the run
             when absent.
-        onnx, pt2: further formats.
+        onnx, int8: further formats, see :func:`pyro_sparse.export.save`; int8 takes the ranges of
+            activations from training inputs.
+        pt2: always written; taken for scripts of earlier versions.
         draws: compact networks drawn from the posterior, in place of the one at its means.
         dense: run folder of the dense baseline, for the model card; the folder ``dense`` beside the
             run when absent, as `compare` writes it, if it is of the same data and net.
@@ -60,7 +66,7 @@ def write_export(
         ModuleNotFoundError: for ``onnx`` without its packages.
         ValueError: a layer would keep no unit; ``dense`` is no baseline of this run.
     """
-    export.check_target(out, onnx=onnx)
+    export.check_target(out, onnx=onnx or int8)
     settings, dataset, posterior = load(folder, root, checkpoint, trust=trust)
     baseline = _dense_scores(Path(folder), settings, dense)
     keep = run_keep(settings, posterior, dataset, rule)
@@ -96,8 +102,10 @@ def write_export(
         small,
         out,
         onnx=onnx,
-        pt2=pt2,
+        int8=int8,
         example=test.x[:64],
+        calibration=dataset.train.x[:CALIBRATION],
+        test=(test.x, test.y),
         dense=dense_network(posterior),
         preprocessing=dataset.preprocessing,
         metadata={
@@ -204,20 +212,26 @@ def bench(
         )
     exported = _is_exported(folder)
     if exported:
-        given = export.read_config(folder)["input"]
-        if given is None:
-            raise ValueError(f"{folder} does not say what its network takes: save it with example=")
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             dense = export.reference(folder)
         small = export.load(folder)
-        example = torch.zeros(1, *given["shape"], dtype=getattr(torch, given["dtype"]))
+        example = export.example_of(folder)
+        int8 = folder / "model-int8.onnx"
     else:
         settings, dataset, posterior = load(folder, root, trust=trust)
         small = compact(posterior, run_keep(settings, posterior, dataset))
         dense = dense_network(posterior)
-        example = dataset.test.x[:1]
-    result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
+        example, int8 = dataset.test.x[:64], folder / "none"
+    result = export.bench(
+        dense,
+        small,
+        example,
+        int8=int8 if int8.is_file() else None,
+        batches=batches,
+        threads=threads,
+        seconds=seconds,
+    )
     infer.write_json(folder / "bench.json", result.to_dict())
     page.write_figure(
         folder / "bench.png",

@@ -31,7 +31,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def diabetes():
-    return data.load("diabetes")
+    return data.load("diabetes", validation=0.05)
 
 
 def nothing_kept(**options):
