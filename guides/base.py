@@ -71,6 +71,10 @@ class GroupGuide(LocalPyroModule):
         # The same module as the model's: what is pruned there is out here.
         self.support = model.support
         self.row_families = nn.ModuleDict()
+        self.prior_precisions: Any = nn.ModuleDict()  # where the model learns prior scales
+        for name in model.learnt_scales:
+            zero = torch.zeros_like(model.output_scale)
+            self.prior_precisions[name.replace(".", "/")] = LogNormalFamily(zero, 0.1)
         likelihood = model.likelihood
         self.noise_precision: GammaFamily | None = None
         if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
@@ -142,6 +146,8 @@ class GroupGuide(LocalPyroModule):
 
     def sample_rows(self, group: Group, family: nn.Module, gate: Tensor | None = None) -> None:
         """``{group}.rows``; a drawn ``gate`` on the inputs is for guides whose rows know it."""
+        if key(group) in self.prior_precisions:
+            pyro.sample(f"{group.name}.prior_precision", self.prior_precisions[key(group)]())
         # Marks the sites that local reparameterisation may replace (see infer).
         alone = not group.shared
         by_example = alone and group.prunable and self.inclusion_draws == "example"

@@ -70,6 +70,16 @@ def _template(net: nn.Module) -> nn.Module:
     return net
 
 
+def _learnt(name: str, value: float | str) -> bool:
+    """Whether a scale is ``"learnt"``; ``ValueError`` unless it is that or positive."""
+    if isinstance(value, str):
+        if value != "learnt":
+            raise ValueError(f"expected a positive {name} or 'learnt', got {value!r}")
+        return True
+    positive(**{name: value})
+    return False
+
+
 class SparseModel(LocalPyroModule):
     r"""A network with a prior on the rows of its groups.
 
@@ -83,7 +93,9 @@ class SparseModel(LocalPyroModule):
         likelihood: how outputs become targets; :class:`~pyro_sparse.likelihoods.Categorical` by
             default.
         num_data: number of training examples, the size of the data plate.
-        output_scale: prior standard deviation of layers that are never pruned.
+        output_scale: prior standard deviation of layers that are never pruned; or ``"learnt"``: a
+            site ``{group}.prior_precision`` ∼ Gamma(2, 2) for each such layer, whose inverse is the
+            variance of its weights.
         prune_inputs: gate the input features too, :math:`z_i \sim` Bernoulli
             (``input_inclusion_probability``) each: variable selection.
         input_inclusion_probability: prior inclusion probability of an input feature.
@@ -111,12 +123,17 @@ class SparseModel(LocalPyroModule):
         likelihood: Likelihood | None = None,
         num_data: int,
         output: str | int | None = None,
-        output_scale: float = 1.0,
+        output_scale: float | str = 1.0,
         prune_inputs: bool = False,
         input_inclusion_probability: float = 0.5,
     ) -> None:
         super().__init__()
-        positive(output_scale=output_scale)
+        learnt = _learnt("output_scale", output_scale)
+        if learnt and "output_scale" in self.not_taken:
+            raise ValueError(
+                f"{type(self).__name__} has no prior of its own on the output layer, whose scale "
+                "could be learnt; pass output_scale a number"
+            )
         if not num_data >= 1:
             raise ValueError(f"expected num_data, the number of training examples, ≥ 1: {num_data}")
         self.output = Output(output)
@@ -129,6 +146,10 @@ class SparseModel(LocalPyroModule):
             )
         _left_out(net, graph)
         self.graph = graph
+        # Groups whose weights have a common prior precision that is a latent of its own.
+        self.learnt_scales: list[str] = []
+        if learnt:
+            self.learnt_scales += [group.name for group in self.layers if not group.prunable]
         self._laws: dict[str, Any] = {}
         self.example_shape = tuple(example.shape) if isinstance(example, Tensor) else ()
         # What a call passes beside a single tensor.
@@ -142,7 +163,7 @@ class SparseModel(LocalPyroModule):
             _nothing_to_prune(net, graph)
         _report_coverage(graph)
         self.likelihood = (Categorical() if likelihood is None else likelihood).to(device)
-        self.register_constant("output_scale", output_scale)
+        self.register_constant("output_scale", 1.0 if learnt else float(output_scale))
         input_logit = _probability("input_inclusion_probability", input_inclusion_probability)
         self.register_constant("input_inclusion_logit", input_logit)
 
@@ -219,13 +240,23 @@ class SparseModel(LocalPyroModule):
         state["_laws"] = {}
         return state
 
+    def drawn_scale(self, group: Group) -> Tensor | None:
+        """A draw of the prior scale of a layer's weights where that is learnt, None elsewhere."""
+        if group.name not in self.learnt_scales:
+            return None
+        two = self.output_scale.new_tensor(2.0)
+        precision = pyro.sample(f"{group.name}.prior_precision", dist.Gamma(two, two))
+        return precision.rsqrt()
+
     def gaussian_rows(self, group: Group, scale: Tensor | float | None = None) -> Tensor:
         """``{group}.rows``: independent ``N(0, scale²)``.
 
         Args:
             scale: a number, or a tensor, which may be a draw; by default ``output_scale``, the
-                prior of a layer that is never pruned.
+                prior of a layer that is never pruned, or a draw of it where that is learnt.
         """
+        if scale is None:
+            scale = self.drawn_scale(group)
 
         def make() -> TorchDistributionMixin:
             given = self.output_scale
@@ -396,7 +427,10 @@ class SpikeSlabModel(SparseModel):
             ``"layerwise"`` for the rule of
             :func:`~pyro_sparse.models.inclusion.layerwise_inclusion_logits`.
         inclusion_constant: ``C`` of the layer-wise rule.
-        slab_scale: standard deviation :math:`σ_0` of the (non-centred) slab.
+        inclusion_floor: the least probability that the rule may give, with a warning where it would
+            give less; 0 is the rule as its authors have it.
+        slab_scale: standard deviation :math:`σ_0` of the (non-centred) slab; ``"learnt"``: one a
+            layer, as of ``output_scale``.
 
     Further parameters: see :class:`SparseModel`.
     """
@@ -408,20 +442,39 @@ class SpikeSlabModel(SparseModel):
         *,
         inclusion_probability: float | str = "layerwise",
         inclusion_constant: float = 1e-9,
-        slab_scale: float = 1.0,
+        inclusion_floor: float = 1e-4,
+        slab_scale: float | str = 1.0,
         **shared: Any,
     ) -> None:
         super().__init__(net, example, **shared)
-        positive(slab_scale=slab_scale)
+        learnt = _learnt("slab_scale", slab_scale)
+        if learnt:
+            self.learnt_scales += [group.name for group in self.layers if group.prunable]
         if inclusion_probability == "layerwise":
             layers = self.layers
             # The bias is part of the row: a fan-in of k gives rows of k + 1 numbers.
-            logits = layerwise_inclusion_logits(
+            rule = (
                 [self.graph.row_length(group.name) - 1 for group in layers],
                 [group.size for group in layers],
                 self.num_data,
                 inclusion_constant,
             )
+            logits = layerwise_inclusion_logits(*rule, inclusion_floor)
+            raised = [
+                group.name
+                for group, before, after in zip(
+                    layers, layerwise_inclusion_logits(*rule), logits, strict=True
+                )
+                if group.prunable and after > before
+            ]
+            if raised:
+                warnings.warn(
+                    f"the layer-wise rule gives units of {', '.join(raised)} a prior inclusion "
+                    f"probability below {inclusion_floor:g}, since its constant of "
+                    f"{inclusion_constant:g} was set for 784 inputs; {inclusion_floor:g} is taken. "
+                    "Pass inclusion_probability= to set it, or inclusion_floor=0 for the rule",
+                    stacklevel=3,
+                )
         elif isinstance(inclusion_probability, str):
             raise ValueError(
                 "expected inclusion_probability to be a number in (0, 1) or 'layerwise', got "
@@ -432,7 +485,14 @@ class SpikeSlabModel(SparseModel):
             logits = [value] * len(self.layers)
         self._layer_index = {group.name: i for i, group in enumerate(self.layers)}
         self.register_constant("inclusion_logits", logits)
-        self.register_constant("slab_scale", slab_scale)
+        self.register_constant("slab_scale", 1.0 if learnt else float(slab_scale))
+        gated = self.input_columns() if self.prune_inputs and self.learnt_scales else {}
+        if any(name in gated for name in self.learnt_scales):
+            raise ValueError(
+                "a layer whose columns are gated with the inputs has a fixed prior scale, as the "
+                "weights of excluded inputs follow their prior: pass slab_scale (of the output "
+                "layer output_scale) a number, or prune_inputs=False"
+            )
 
     def latents(self) -> tuple[dict[str, Tensor], Tensor | None]:
         """The input gate comes first: under the guide, columns are in or out with it."""
@@ -443,21 +503,21 @@ class SpikeSlabModel(SparseModel):
         """Prior standard deviation of the (non-centred) weights of a unit that is in."""
         return self.slab_scale if group.prunable else self.output_scale
 
-    def column_prior(self, group: Group) -> TorchDistributionMixin:
+    def column_prior(self, group: Group, scale: Tensor | None = None) -> TorchDistributionMixin:
         """The prior of an included unit's row, ``(units,)`` of ``(row length,)``."""
-        scale = self.prior_scale(group)
+        scale = self.prior_scale(group) if scale is None else scale
         prior = dist.Normal(torch.zeros_like(scale), scale)
         return prior.expand(self.row_shape(group)).to_event(1)
 
     def spike_and_slab_rows(self, group: Group) -> Tensor:
         r"""``{group}.rows``: :math:`z_j \tilde w_j`, :math:`\tilde w_j ∼ N(0, σ_0² I)`."""
+        drawn = self.drawn_scale(group)
 
         def make() -> TorchDistributionMixin:
-            zero = torch.zeros_like(self.slab_scale)
-            slab = dist.Normal(zero, self.slab_scale).expand(self.row_shape(group)).to_event(1)
+            slab = self.column_prior(group, drawn)
             logits = self.inclusion_logits[self._layer_index[group.name]].expand(group.size)
             prior = SpikeAndSlab(logits=logits, slab=slab)
             return self.support.law(group.name, prior).to_event(1)
 
         site = f"{group.name}.rows"
-        return pyro.sample(site, self.fixed_law(site, make))
+        return pyro.sample(site, self.fixed_law(site, make) if drawn is None else make())

@@ -158,9 +158,10 @@ def spike_and_slab_kl(logits: Tensor, prior_logits: Tensor, slab: Tensor) -> Ten
 
     .. math:: \frac{∂}{∂\,\text{logit}\,γ} = γ(1 − γ)(\text{logit}\,γ − \text{logit}\,λ + slab)
 
-    :param logits: of γ; any shape.
-    :param prior_logits: of λ; the same shape.
-    :param slab: the slab's own KL; the same shape.
+    Args:
+        logits: of γ; any shape.
+        prior_logits: of λ; the same shape.
+        slab: the slab's own KL; the same shape.
     """
     value: Tensor = _SpikeAndSlabKL.of(logits, prior_logits, slab)
     return value
@@ -211,10 +212,11 @@ def tied_rows_kl(
         \frac{u_j² Σ_i v_i² + Σ_i μ_{ji}²}{2 s²} − m\left(\tfrac12 + \log\frac{u_j}{s}\right)
         − Σ_i \log v_i
 
-    :param loc: μ, ``(..., m)``.
-    :param row_log_scale: log u, ``(...)``.
-    :param column_log_scale: log v, ``(m,)``.
-    :param prior_scale: s.
+    Args:
+        loc: μ, ``(..., m)``.
+        row_log_scale: log u, ``(...)``.
+        column_log_scale: log v, ``(m,)``.
+        prior_scale: s.
     """
     value: Tensor = _TiedRowsKL.of(loc, row_log_scale, column_log_scale, prior_scale)
     return value
@@ -280,10 +282,11 @@ def normal_kl(loc: Tensor, log_scale: Tensor, prior_scale: float, by_row: bool =
     The gradients in μ and in σ are made one after the other: both at once would be the most memory
     that a step takes.
 
-    :param loc: μ.
-    :param log_scale: log σ, of the same shape.
-    :param prior_scale: s.
-    :param by_row: sum over the last axis.
+    Args:
+        loc: μ.
+        log_scale: log σ, of the same shape.
+        prior_scale: s.
+        by_row: sum over the last axis.
     """
     precision, constant = prior_scale**-2, math.log(prior_scale) - 0.5
     of_loc: Tensor = _HalfSquares.of(loc, precision, by_row)
@@ -337,11 +340,14 @@ def factorised_rows_kl(
 
     The variances are made again for the gradient, and not held until then.
 
-    :param loc: μ, ``(units, m)``.
-    :param row_log_scale: log u, ``(units, k)``.
-    :param column_log_scale: log v, ``(k, m)``.
-    :param prior_scale: s.
-    :returns: ``(units,)``.
+    Args:
+        loc: μ, ``(units, m)``.
+        row_log_scale: log u, ``(units, k)``.
+        column_log_scale: log v, ``(k, m)``.
+        prior_scale: s.
+
+    Returns:
+        ``(units,)``.
     """
     value: Tensor = _FactorisedRowsKL.of(loc, row_log_scale, column_log_scale, prior_scale)
     return value
@@ -397,10 +403,11 @@ class _NormalDraw(Fused):
 def normal_draw(loc: Tensor, noise: Tensor, gate: Tensor | None, *logs: Tensor) -> Tensor:
     r"""Draws :math:`z (μ + σ ε)`.
 
-    :param loc: μ, of the shape of the draws ``(..., m)``.
-    :param noise: ε, standard normal, of the shape of the draws, which are written over it.
-    :param gate: z, ``(...)``, or None for 1.
-    :param logs: log σ; or log u ``(...)`` and log v ``(m,)`` where :math:`σ = u v`.
+    Args:
+        loc: μ, of the shape of the draws ``(..., m)``.
+        noise: ε, standard normal, of the shape of the draws, which are written over it.
+        gate: z, ``(...)``, or None for 1.
+        logs: log σ; or log u ``(...)`` and log v ``(m,)`` where :math:`σ = u v`.
     """
     value: Tensor = _NormalDraw.of(loc, noise, gate, *logs)
     return value
@@ -447,10 +454,11 @@ def log_normal_gamma_kl(loc: Tensor, scale: Tensor, shape: Tensor, log_rate: Ten
 
     .. math:: \log Γ(a) − a (\log b + m) + b\, e^{m + s²/2} − \log s − \tfrac12 \log 2πe
 
-    :param loc: m.
-    :param scale: s.
-    :param shape: a.
-    :param log_rate: log b; the product with the mean stays in log space.
+    Args:
+        loc: m.
+        scale: s.
+        shape: a.
+        log_rate: log b; the product with the mean stays in log space.
     """
     arguments = torch.broadcast_tensors(loc, scale, shape, log_rate)
     value: Tensor = _LogNormalGammaKL.of(*arguments)
@@ -486,10 +494,11 @@ class _StraightThrough(Fused):
 def straight_through(logits: Tensor, noise: Tensor, temperature: Tensor, hard: bool) -> Tensor:
     """The binary concrete :math:`s = σ((\\text{logits} + ε) / t)`, or 1[s > ½] with its gradient.
 
-    :param logits: of the shape of the draw.
-    :param noise: standard logistic ε, of the same shape.
-    :param temperature: t, broadcastable.
-    :param hard: whether the value is rounded; the gradient is that of s either way.
+    Args:
+        logits: of the shape of the draw.
+        noise: standard logistic ε, of the same shape.
+        temperature: t, broadcastable.
+        hard: whether the value is rounded; the gradient is that of s either way.
     """
     value: Tensor = _StraightThrough.of(logits, noise, temperature, hard)
     return value

@@ -412,7 +412,10 @@ class TrapeziumSpikeAndSlab(RelaxedSpikeAndSlab):
 
     Source: Liu, Dong, Liu, Yu, Gao, NeurIPS 2023 (ReinMax), for two categories.
 
-    :param probs, slab, logits: see :class:`SpikeAndSlab`; the slab has ``rsample``.
+    Args:
+        probs: see :class:`SpikeAndSlab`.
+        slab: reparameterised distribution of an included event.
+        logits: see :class:`SpikeAndSlab`.
     """
 
     arg_constraints = SpikeAndSlab.arg_constraints

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyro_sparse.likelihoods import Likelihood
-from pyro_sparse.posterior import (
-    Posterior,
-    SelectionRule,
-    accuracy,
-    calibration_error,
-    negative_log_likelihood,
-    rmse,
-)
+from pyro_sparse.posterior import Posterior, SelectionRule
+from pyro_sparse.posterior.calibration import predictive_scores
 from pyro_sparse.posterior.draws import Included
 
 from .compact import compact_network
@@ -129,6 +122,7 @@ def ensemble_scores(
     y: Tensor,
     target_scale: float = 1.0,
     batch_size: int = 4096,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Scores of the average prediction of an ensemble, as `Posterior.evaluate` has for others.
 
@@ -141,28 +135,16 @@ def ensemble_scores(
             Shape: (N,).
         target_scale: standard deviation that the targets were divided by.
         batch_size: examples that pass through the networks at once.
+        temperature: of the average prediction of classes, see
+            :func:`~pyro_sparse.posterior.calibration.temper`.
 
     Returns:
         ``accuracy`` and ``ece`` for classes, ``rmse`` for numbers, and ``nll``.
     """
     outputs = torch.cat([ensemble(part) for part in x.split(batch_size)], 1)
-    logs = torch.stack(
-        [
-            likelihood.distribution(
-                output, **{name: values[draw] for name, values in ensemble.latents.items()}
-            ).log_prob(y)
-            for draw, output in enumerate(outputs)
-        ]
-    )
-    prediction = torch.stack([likelihood.natural(output) for output in outputs]).mean(0)
-    scores = {"nll": negative_log_likelihood(logs)}
-    probabilities = likelihood.class_probabilities(prediction)
-    if probabilities is None:
-        # A density per standardised unit, turned into one per unit of the target.
-        scores["nll"] += math.log(target_scale)
-        return {**scores, "rmse": rmse(prediction, y) * target_scale}
-    return {
-        **scores,
-        "accuracy": accuracy(probabilities, y),
-        "ece": calibration_error(probabilities, y),
-    }
+    draws = [
+        (output, {name: values[draw] for name, values in ensemble.latents.items()})
+        for draw, output in enumerate(outputs)
+    ]
+    scores = predictive_scores(likelihood, draws, y, target_scale, temperature)
+    return {name: value for name, value in scores.items() if not name.endswith("_error")}

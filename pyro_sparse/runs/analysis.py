@@ -142,7 +142,7 @@ def analyse(
     """
     folder = Path(folder)
     settings, dataset, posterior = experiment.load(folder, root, checkpoint, trust=trust)
-    _summary(folder)
+    temperature = _summary(folder).get("temperature", 1.0)
     test, likelihood = dataset.test, posterior.model.likelihood
     scale = dataset.target_scale
     other = None if outside is None else _inputs(settings, outside, root, dataset)
@@ -150,12 +150,9 @@ def analyse(
     title, measure = unit_measure(posterior)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        scores = posterior.evaluate(
-            test.x, test.y, num_samples=draws, keep=keep, target_scale=scale
-        )
-        both = posterior.calibration(
-            test.x, test.y, num_samples=draws, keep=keep, target_scale=scale
-        )
+        how = {"num_samples": draws, "keep": keep, "target_scale": scale}
+        scores = posterior.evaluate(test.x, test.y, **how, temperature=temperature)
+        both = posterior.calibration(test.x, test.y, **how, temperature=temperature)
         apart = None
         if other is not None:
             apart = {"data": outside, **posterior.out_of_distribution(test.x, other)}

@@ -234,6 +234,13 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "where errors are below a tenth of the target's standard deviation. [default: 1]",
         ),
         click.option(
+            "--ensemble-temperature",
+            metavar="VALIDATION|NUMBER",
+            type=lambda value: value if value == "validation" else float(value),
+            help="Of the ensemble's class probabilities: fitted on validation rows, or a number; "
+            "1 is the posterior's own. [default: validation]",
+        ),
+        click.option(
             "--pretrain",
             type=click.IntRange(0),
             help="Epochs of training the dense network that the model starts from.",

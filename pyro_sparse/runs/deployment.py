@@ -11,8 +11,16 @@ import torch
 
 from pyro_sparse import export, infer, nets
 from pyro_sparse.export import compact, plots
+from pyro_sparse.posterior.calibration import class_probabilities, fitted_temperature
 from pyro_sparse.runs import page
-from pyro_sparse.runs.experiment import Settings, dense_network, load, masked_difference, run_keep
+from pyro_sparse.runs.experiment import (
+    Settings,
+    dense_network,
+    ensemble_temperature,
+    load,
+    masked_difference,
+    run_keep,
+)
 from pyro_sparse.runs.table import SCORES
 
 if TYPE_CHECKING:
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_sparse import data
+    from pyro_sparse.likelihoods import Likelihood
     from pyro_sparse.posterior import Posterior
 
 __all__ = ["bench", "write_export"]
@@ -93,8 +102,11 @@ def write_export(
     if draws:
         small = export.compact_draws(posterior, keep, draws=draws, seed=settings.seed)
         latents = small.latents
+        temperature = _exported_temperature(settings, small, likelihood, dataset)
+        if dataset.classes:
+            done["temperature"] = temperature
         done["scores"]["exported"] = export.ensemble_scores(
-            small, likelihood, test.x, test.y, scale
+            small, likelihood, test.x, test.y, scale, temperature=temperature
         )
     if latents:
         done["noise_scale"] = (scale * latents["noise_precision"].rsqrt()).tolist()
@@ -125,6 +137,20 @@ def write_export(
     }
 
 
+@torch.no_grad()
+def _exported_temperature(
+    settings: Settings, ensemble: export.Ensemble, likelihood: Likelihood, dataset: data.Dataset
+) -> float:
+    """That of the draws that are shipped: their units are those of one mask, so it is their own."""
+    rows = dataset.validation
+    if settings.ensemble_temperature != "validation" or not dataset.classes or not len(rows):
+        given = settings.ensemble_temperature
+        return 1.0 if isinstance(given, str) or not dataset.classes else given
+    natural = likelihood.natural(ensemble(rows.x).flatten(0, 1))
+    probabilities = class_probabilities(likelihood, natural).unflatten(0, (ensemble.draws, -1))
+    return fitted_temperature(probabilities, rows.y)
+
+
 def _scores_of(summary: Mapping[str, Any], network: str) -> dict[str, float]:
     """What summary.json says of ``ensemble`` or ``compact``."""
     keys = {score.key: f"{score.key}_{network}" for score in SCORES}
@@ -144,7 +170,12 @@ def _ensemble_scores(
     scale = dataset.target_scale
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        scores = posterior.evaluate(dataset.test.x, dataset.test.y, keep=keep, target_scale=scale)
+        scores = posterior.evaluate(
+            *(dataset.test.x, dataset.test.y),
+            keep=keep,
+            target_scale=scale,
+            temperature=ensemble_temperature(settings, posterior, dataset),
+        )
     return _scores_of(scores, "ensemble")
 
 

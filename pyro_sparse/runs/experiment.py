@@ -37,6 +37,7 @@ __all__ = [
     "build",
     "check_same_data",
     "describe",
+    "ensemble_temperature",
     "load",
     "load_data",
     "masked_difference",
@@ -492,10 +493,14 @@ def summarise(
     groups = posterior.summary(rule).groups
     small = compact(posterior, keep)
     example = dataset.test.x[:1]
+    temperature = ensemble_temperature(settings, posterior, dataset)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
         scores = posterior.evaluate(
-            dataset.test.x, dataset.test.y, keep=keep, target_scale=dataset.target_scale
+            *(dataset.test.x, dataset.test.y),
+            keep=keep,
+            target_scale=dataset.target_scale,
+            temperature=temperature,
         )
     dense = dense_network(posterior)
     # Inputs that nothing reads are gone, too, wherever a rule finds them.
@@ -520,8 +525,28 @@ def summarise(
         "undecided": {name: undecided.get(name, 0) for name in names},
         **({"weights_left": weights} if weights else {}),
         "max_abs_diff_masked_compact": masked_difference(posterior, keep, small, dataset),
+        **({"temperature": temperature} if dataset.classes else {}),
         **scores,
     }
+
+
+def ensemble_temperature(settings: Settings, posterior: Posterior, dataset: data.Dataset) -> float:
+    """The temperature of a run's ensemble, see `Settings`; 1 of numbers and of point estimates."""
+    rows = dataset.validation
+    if not dataset.classes or not zoo.find(settings.model).bayesian:
+        return 1.0
+    if isinstance(settings.ensemble_temperature, str):
+        if settings.ensemble_temperature != "validation":
+            raise ValueError(
+                "expected ensemble_temperature to be a number or 'validation', got "
+                f"{settings.ensemble_temperature!r}"
+            )
+        if not len(rows):
+            return 1.0
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.seed)
+            return posterior.temperature(rows.x, rows.y)
+    return settings.ensemble_temperature
 
 
 @torch.no_grad()

@@ -151,6 +151,9 @@ class Settings:
         retrain: epochs of training after each pass, as a share of ``epochs``.
         prune_every: epochs between prunings in the midst of training; 0: never.
         validation: share of the training set that is held out for the validation curve.
+        ensemble_temperature: of the ensemble's class probabilities: ``"validation"``, by which it
+            predicts the held-out rows best (1 where there are none), or a number; 1 is that of the
+            posterior. See :meth:`pyro_sparse.posterior.Posterior.temperature`.
         augment: shift and mirror training images at random.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
         precision: of the network's forward pass in training, see `pyro_sparse.names`.
@@ -190,6 +193,7 @@ class Settings:
     retrain: float = 0.2
     prune_every: int = 0
     validation: float = 0.05
+    ensemble_temperature: float | str = "validation"
     augment: bool = False
     optimizer: str = "adam"
     precision: str = "32-true"

@@ -31,7 +31,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def diabetes():
-    return data.load("diabetes")
+    return data.load("diabetes", validation=0.05)
 
 
 def nothing_kept(**options):
@@ -130,6 +130,22 @@ def test_run_folder(folder):
     for name in ("training", "inclusion", "strips", "units", "network", "fields"):
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_ensembles_temperature(folder, digits):
+    """Fitted on validation rows, a number that is given, or 1 where there are no rows."""
+    settings, dataset, posterior = experiment.load(folder)
+    found = experiment.ensemble_temperature(settings, posterior, dataset)
+    assert found == read(folder / "summary.json")["temperature"] != 1
+    given = dataclasses.replace(settings, ensemble_temperature=0.7)
+    assert experiment.ensemble_temperature(given, posterior, dataset) == 0.7
+    empty = dataclasses.replace(
+        dataset, validation=data.Split(digits.test.x[:0], digits.test.y[:0])
+    )
+    assert experiment.ensemble_temperature(settings, posterior, empty) == 1
+    wrong = dataclasses.replace(settings, ensemble_temperature="cold")
+    with pytest.raises(ValueError, match="number or 'validation', got 'cold'"):
+        experiment.ensemble_temperature(wrong, posterior, dataset)
 
 
 def test_the_same_seed_gives_the_same_run(folder, digits, tmp_path):
