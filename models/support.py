@@ -20,7 +20,8 @@ class Support(nn.Module):
     no KL, and further training goes on without it. The masks are buffers, hence part of
     checkpoints.
 
-    :param shapes: by group: ``(units,)``, or ``(units, row length)`` where single weights may go.
+    Args:
+        shapes: by group: ``(units,)``, or ``(units, row length)`` where single weights may go.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -46,9 +47,14 @@ class Support(nn.Module):
     def restrict(self, keep: Mapping[str, Tensor]) -> int:
         """Take out what the masks leave out; what was out stays out.
 
-        :param keep: for any of the groups, a boolean mask ``(units,)`` or of the group's own shape.
-        :returns: how many units or weights were taken out that were in before.
-        :raises ValueError: for a group that has no mask, or a mask of another shape or type.
+        Args:
+            keep: for any of the groups, a boolean mask ``(units,)`` or of the group's own shape.
+
+        Returns:
+            how many units or weights were taken out that were in before.
+
+        Raises:
+            ValueError: for a group that has no mask, or a mask of another shape or type.
         """
         for name, mask in keep.items():
             if name not in self:

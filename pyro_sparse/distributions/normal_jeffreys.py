@@ -45,7 +45,8 @@ class NormalJeffreys(TorchDistribution):
     sparsifies deep neural networks* (ICML 2017, eq. 14), which Louizos, Ullrich, Welling (NeurIPS
     2017) use for groups.
 
-    :param batch_shape: of independent z.
+    Args:
+        batch_shape: of independent z.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}

@@ -312,6 +312,13 @@ def _outputs(config: Mapping[str, Any]) -> str:
                 " (in torch `p = outputs.softmax(-1)`), `p.mean(0)` is the prediction, `p.std(0)` "
                 "how far the draws are apart"
             )
+            temperature = _about(config).get("temperature", 1.0)
+            if temperature != 1:
+                text += (
+                    ". Calibrated on validation rows it is "
+                    f"`p.mean(0) ** (1 / {temperature:.3g})`, divided by its sum "
+                    "(`metadata.temperature`)"
+                )
         text += ".\n"
         labels = target["labels"]
         if len(labels) <= 20:

@@ -28,6 +28,7 @@ from .divergence import (
     gradient_sums,
 )
 from .elbo import ELBO
+from .history import Run
 from .noise import NoiseOptimum
 from .processes import random_states, set_random_states
 from .recipe import Recipe
@@ -52,41 +53,6 @@ def length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
-
-
-@dataclass
-class Run:
-    """What `fit` returns: the metrics of every epoch, and where they lie.
-
-    Attributes:
-        history: one dict an epoch: ``epoch``, ``loss`` (nats per example, KL weighted as trained),
-            ``elbo_per_datum``, ``log_likelihood_per_datum``, ``kl`` (nats), ``kl_weight``, ``lr``,
-            ``seconds``, and ``kept``, ``expected``, ``undecided``: units by group; with validation
-            data ``validation_elbo_per_datum``; and ``retries``, where there were any.
-        out: the run folder, or None.
-    """
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    out: Path | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training."""
-        return sum(entry["seconds"] for entry in self.history)
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The epoch with the largest evidence lower bound at full weight of the KL.
-
-        That of the validation data if there are any, otherwise that of the training data, averaged
-        over the epoch.
-        """
-
-        def bound(entry: dict[str, Any]) -> float:
-            value = entry.get("validation_elbo_per_datum", entry["elbo_per_datum"])
-            return value if math.isfinite(value) else -math.inf
-
-        return max(self.history, key=bound)
 
 
 class Objective(nn.Module):
@@ -424,8 +390,8 @@ class Training:
 def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
     """Units by group: kept by the median-probability rule, expected under q, undecided."""
     metrics: dict[str, dict[str, Any]] = {"kept": {}, "expected": {}, "undecided": {}}
-    for name, logits in guide.inclusion_logits().items():
-        probabilities = logits.detach().double().sigmoid()
+    offer = guide.offers().get("inclusion")
+    for name, probabilities in offer.values.items() if offer is not None else ():
         metrics["kept"][name] = int((probabilities > 0.5).sum())
         metrics["expected"][name] = round(float(probabilities.sum()), 4)
         undecided = (probabilities > UNDECIDED[0]) & (probabilities < UNDECIDED[1])

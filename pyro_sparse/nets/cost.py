@@ -28,8 +28,9 @@ def count_macs(net: nn.Module, example: Example | Inputs, rows: int = 1) -> int:
     :param example: inputs ``(batch, ...)``, of which the first is used.
     :param rows: use so many of them, of a network that takes no others, for the MACs of one.
     """
-    # A copy, since eval mode and the counter's hooks must not show on the caller's network.
-    net = copy.deepcopy(net).eval()
+    # A copy, since eval mode and the counter's hooks must not show on the caller's network; the
+    # hooks fail at views of what requires a gradient.
+    net = copy.deepcopy(net).eval().requires_grad_(False)
     # Torch's fused attention is one operation, which the counter does not know.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

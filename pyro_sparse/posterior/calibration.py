@@ -144,7 +144,8 @@ def predictive_scores(
         RMSE and NLL are in the target's own unit. Beside each but ``ece`` its standard error by
         the rows, ``nll_error`` and so on; the RMSE's by the delta method.
     """
-    natural, logs = [], []
+    natural: list[Tensor] = []
+    logs: list[Tensor] = []
     for output, latents in draws:
         if not natural:
             likelihood.check(output, y)

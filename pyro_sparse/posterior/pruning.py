@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -26,11 +26,9 @@ from pyro_sparse.infer import (
     write_json,
 )
 
+from .network import FittedNetwork
 from .reduction import delta_evidence
 from .selection import ModelReduction, SelectionRule
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
 
 __all__ = ["Pass", "PruneEvery", "free_energy", "iterate"]
 
@@ -60,7 +58,10 @@ class Pass:
 
 
 def free_energy(
-    posterior: Posterior, loader: Iterable[tuple[Tensor, Tensor]], draws: int = 20, seed: int = 0
+    posterior: FittedNetwork,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    draws: int = 20,
+    seed: int = 0,
 ) -> float:
     """Negative evidence lower bound of all data given what is left, nats: lower is better.
 
@@ -77,7 +78,7 @@ def free_energy(
 
 
 def iterate(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     epochs: int,
@@ -179,7 +180,7 @@ class PruneEvery:
         ValueError: ``every`` below 1.
     """
 
-    posterior: Posterior
+    posterior: FittedNetwork
     rule: SelectionRule
     every: int = 5
     start: int = 0

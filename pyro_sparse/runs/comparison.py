@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_sparse import infer, nets
-from pyro_sparse.data import Dataset
+from pyro_sparse.data import Dataset, load
 from pyro_sparse.export import bench, compact
 from pyro_sparse.export.latency import ONNX, TORCH
 from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights
 from pyro_sparse.runs import page, zoo
 from pyro_sparse.runs.experiment import (
     PruningError,
-    build,
     dense_network,
     load_data,
     posterior_of,
+    prepare,
     run,
     run_keep,
 )
 from pyro_sparse.runs.parallel import Failed, call_in_processes
-from pyro_sparse.runs.settings import Settings, parse_entry, settings_for
+from pyro_sparse.runs.settings import SIZES, Settings, parse_entry, settings_for
 from pyro_sparse.runs.table import Table, tabulate
 
 if TYPE_CHECKING:
@@ -75,23 +75,34 @@ class Comparison:
         return text.getvalue()
 
 
-def entry_settings(entry: str, data: str, **shared: Any) -> Settings:
+def entry_settings(
+    entry: str, data: str | Dataset, root: str | Path | None = None, **shared: Any
+) -> Settings:
     """Settings of an entry: its own ones, then the shared ones that its model takes, then defaults.
 
     Args:
         entry: see :func:`~pyro_sparse.runs.settings.parse_entry`.
-        data: name of the data set.
-        **shared: attributes of `Settings`; None counts as not given.
+        data: the data, or their name.
+        root: folder of the data's files.
+        **shared: settings and options; None counts as not given.
 
     Raises:
         ValueError: the model or a setting is not known, or the model does not take one of its own.
     """
     model, own = parse_entry(entry)
-    settings_for(model, data, strict=True, **own)
-    chosen = settings_for(model, data, **{**shared, **own})
+    settings_for(model, data, root=root, strict=True, **own)
+    chosen = settings_for(model, data, root=root, **{**shared, **own})
     # None is a value here: "rule=none" overrides a shared rule.
-    nothing: dict[str, Any] = {name: None for name, value in own.items() if value is None}
-    return dataclasses.replace(chosen, **nothing)
+    nothing = {name for name, value in own.items() if value is None}
+    without: dict[str, Any] = dict.fromkeys(
+        nothing - chosen.model_options.keys() - chosen.guide_options.keys()
+    )
+    return dataclasses.replace(
+        chosen,
+        model_options={k: None if k in nothing else v for k, v in chosen.model_options.items()},
+        guide_options={k: None if k in nothing else v for k, v in chosen.guide_options.items()},
+        **without,
+    )
 
 
 def compare(
@@ -137,7 +148,7 @@ def compare(
         resume: go on with a comparison that was stopped, or add entries or seeds to one; what is
             finished is read.
         progress: show progress.
-        **shared: attributes of `Settings` for all entries whose model takes them.
+        **shared: settings for all entries, and options for those whose model or guide takes them.
 
     Raises:
         ValueError: before any training, where ``out`` already holds runs or an entry is wrong.
@@ -149,13 +160,17 @@ def compare(
         raise ValueError(f"expected at least one seed, got {seeds}")
     if jobs < 1:
         raise ValueError(f"expected at least one job, got {jobs}")
-    name = data if isinstance(data, str) else data.name
+    source = (
+        data if not isinstance(data, str) or data in SIZES else load(data, root, download=download)
+    )
     chosen: dict[str, Settings] = {}
     for entry in entries:
         label = entry if isinstance(entry, str) else entry.model
         if label in chosen:
             raise ValueError(f"the entry {label!r} is there twice")
-        chosen[label] = entry_settings(entry, name, **shared) if isinstance(entry, str) else entry
+        chosen[label] = (
+            entry_settings(entry, source, root, **shared) if isinstance(entry, str) else entry
+        )
     if not chosen:
         raise ValueError("expected at least one entry to compare")
     if baseline is not None and baseline not in chosen:
@@ -189,8 +204,11 @@ def compare(
             known[key] = load_data(settings, root, download)
         return known[key]
 
-    for one in chosen.values():
-        build(one, loaded(one))
+    for label, one in chosen.items():
+        try:
+            prepare(one, loaded(one))
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
     # Reference pruners come last: their budget is what the others need.
     ordered = sorted(chosen, key=lambda label: _wants_budget(chosen[label]))
     plan = {}
@@ -211,8 +229,8 @@ def compare(
                 outcomes[place] = one.finish(loaded(one.settings), progress)
                 yield place
             return
-        source = root if isinstance(data, str) else pickle.dumps(data)
-        calls = [(one, source) for one in runs.values()]
+        sent = root if isinstance(data, str) else pickle.dumps(data)
+        calls = [(one, sent) for one in runs.values()]
         try:
             for index, outcome in call_in_processes(_finish_elsewhere, calls, jobs):
                 place = list(runs)[index]

@@ -6,7 +6,9 @@ A process a call: what one of them does to itself, as running out of memory, no 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -92,8 +94,17 @@ def _result(receiver: Connection, process: BaseProcess) -> Any:
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], sender: Connection) -> None:
     """Of the new process: send ``(result, None)``, or None and what was raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         sender.send((function(*arguments), None))
     except Exception as error:
         sender.send((None, f"{type(error).__name__}: {error}"))
+
+
+def _end_with_parent() -> None:
+    """Ask this process to stop when its parent is gone: killed, it could not ask itself."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -118,7 +118,8 @@ SECTIONS = (
     Section(
         "How good",
         tuple(f"{score.key}_{of}" for score in SCORES for of in _OF),
-        "Test set; ens.: mean of posterior draws, comp.: the one pruned network that is shipped. "
+        "Test set; ens.: mean of posterior draws, of classes at a temperature that was fitted on "
+        "validation rows; comp.: the one pruned network that is shipped. "
         "NLL: negative log-likelihood, nats per example; ECE: expected calibration error.",
     ),
     Section(

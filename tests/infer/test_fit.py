@@ -230,7 +230,7 @@ class TestSeeds:
 class TestResuming:
     @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
     def test_goes_on_bit_for_bit(self, tmp_path, optimizer):
-        options = {"epochs": 5, "lr": 0.01}
+        options = {"epochs": 5, "lr": 0.01, "kl_weight": schedules.ramp(0.1, change=0.5)}
         if optimizer is torch.optim.SGD:
             options["optimizer"] = lambda groups: torch.optim.SGD(groups, momentum=0.9)
         model, guide = problem("ss-gl")

@@ -26,7 +26,7 @@ def linear(size=200, features=3, noise=0.2):
 
 def squared_errors(guide, x, y):
     """E_q Σ (y − f)², in closed form."""
-    (law,) = guide.gaussians().values()
+    (law,) = guide.offers()["gaussians"].laws.values()
     design = torch.cat([x, torch.ones(len(x), 1).double()], 1)
     mean, variance = law.loc.detach().squeeze(0), law.variance.detach().squeeze(0)
     return float((y - design @ mean).square().sum() + (design.square() @ variance).sum())

@@ -14,7 +14,7 @@ import pyro_sparse as ps
 from pyro_sparse import guides, likelihoods, models
 from pyro_sparse.nets import lenet5_caffe, mlp
 from pyro_sparse.posterior import MedianProbability, Posterior
-from pyro_sparse.posterior.exact import ExactDraws
+from pyro_sparse.posterior.draws import ExactDraws
 
 SPARSE = [
     models.SpikeSlabGaussian,

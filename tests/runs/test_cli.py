@@ -290,7 +290,7 @@ def test_bench_of_a_run(run, monkeypatch):
         (["--net", "mlp:8-x"], "expected widths such as mlp:400-400"),
         (["--inclusion-probability", "0"], "inclusion_probability strictly between 0 and 1"),
         (["--inclusion-probability", "1.5"], "inclusion_probability strictly between 0 and 1"),
-        (["--inclusion-probability", "few"], "'--inclusion-probability'"),
+        (["--inclusion-probability", "few"], "inclusion_probability to be a number"),
         (["--slab-scale", "-1"], "positive, finite slab_scale, got -1"),
         (["--initial-scale", "-0.1"], "positive initial_scale"),
         (["--lr", "-1"], "positive lr, got -1"),

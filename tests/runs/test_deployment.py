@@ -55,7 +55,7 @@ def test_export_says_how_good_each_network_is(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["ss-ig", "sbp"])
 def test_export_of_a_regression_knows_the_noise(name, tmp_path):
-    diabetes = data.load("diabetes")
+    diabetes = data.load("diabetes", validation=0.05)
     settings = settings_for(name, "diabetes", net="mlp:4", epochs=2)
     experiment.run(settings, tmp_path / "run", dataset=diabetes, progress=False, figures=False)
     one = write_export(tmp_path / "run", tmp_path / "one")

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -40,6 +42,11 @@ def slow(folder, index):
     time.sleep(60)
 
 
+def slow_with_id(folder):
+    (folder / f"{os.getpid()}.id").touch()
+    time.sleep(60)
+
+
 def test_results_of_all_calls(tmp_path):
     found = dict(call_in_processes(square, [(n, tmp_path) for n in range(3)], jobs=2))
     assert found == {n: (n**2, 1) for n in range(3)}
@@ -66,3 +73,34 @@ def test_ctrl_c_stops_all_of_them(tmp_path):
         list(call_in_processes(slow, [(tmp_path, n) for n in range(3)], jobs=2))
     assert time.monotonic() - began < 50
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}  # the third never began
+
+
+def test_nobody_trains_on_for_a_parent_that_was_killed(tmp_path):
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[__name__.count('.')])!r})\n"
+        "from pathlib import Path\n"
+        f"import {__name__} as here\n"
+        "if __name__ == '__main__':\n"
+        f"    list(here.call_in_processes(here.slow_with_id, [(Path({str(tmp_path)!r}),)], 1))\n"
+    )
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    parent = subprocess.Popen([sys.executable, file])
+    while not (found := list(tmp_path.glob("*.id"))):
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    worker = int(found[0].stem)
+    for _ in range(200):  # a zombie without a parent is gone as soon as init sees it
+        if not _alive(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker went on without its parent")
+
+
+def _alive(process):
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
