@@ -128,7 +128,7 @@ def measure(make: Callable[[], tuple[nn.Module, Any]], export: bool = True) -> d
         row["own class"] = type(small) is type(net)
         stage = "comparison"
         row["difference"], row["rounding"] = differences(
-            net, small, posterior.masked_parameters(keep), example
+            model.net, small, posterior.masked_parameters(keep), example
         )
         row["macs"] = {"predicted": macs, "counted": nets.count_macs(small, example)}
         if row["difference"] > max(EXACT, 10 * row["rounding"]):
@@ -150,15 +150,15 @@ def _trouble(stage: str, error: Exception) -> dict[str, str]:
     return {"trouble": "refused" if refused else "traceback", "said": said[:600]}
 
 
-def _output(net: nn.Module, example: Any) -> dict[str, str]:
+def _output(net: nn.Module, example: Any) -> dict[str, str | int]:
     """Which output the likelihood reads, where a network has several that have names."""
     with torch.no_grad():
         result = _called(net, example)
-    if not isinstance(result, Mapping) or len(result) == 1:
+    if not isinstance(result, Mapping | tuple | list) or len(result) == 1:
         return {}
     if "output" not in inspect.signature(ps.models.base.SparseModel.__init__).parameters:
         return {}
-    return {"output": next(iter(result))}
+    return {"output": next(iter(result)) if isinstance(result, Mapping) else 0}
 
 
 def _with_statistics(net: nn.Module) -> None:
@@ -219,10 +219,9 @@ def differences(
 
     Largest of all outputs, over the outputs' size.
     """
-    full = copy.deepcopy(net)
-    for name, value in masked.items():
-        owner, _, own = name.rpartition(".")
-        setattr(full.get_submodule(owner), own, nn.Parameter(value.clone()))
+    full = copy.deepcopy(net).eval()
+    for name, value in masked.items():  # buffers, in the network of a model
+        full.get_buffer(name).copy_(value)
     expected = _tensors(_called(full, example))
     got = _tensors(_called(small, example))
     try:
