@@ -223,6 +223,8 @@ def _tidied(module: fx.GraphModule, prefix: str, inputs: Inputs, fixed: str) -> 
 
 def changes_something(node: fx.Node) -> bool:
     """Whether a node matters although nobody uses its output."""
+    if node.op == "call_module":  # a choice of inputs, of a graph that is no module yet
+        return False
     schema = getattr(node.target, "_schema", None)
     return node.is_impure() or (schema is not None and schema.is_mutable)
 
