@@ -105,7 +105,7 @@ def torchvision_networks() -> Networks:
             config(1, 16, 32, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
             config(2, 32, 32, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2]),
         ]
-        return mvit.MViT((32, 32), 4, setting, True, True, True, num_classes=CLASSES)
+        return mvit.MViT((32, 32), 4, setting, True, True, True, True, num_classes=CLASSES)
 
     def swin_of_videos() -> nn.Module:
         return video_swin.SwinTransformer3d(
@@ -165,7 +165,7 @@ def torchvision_networks() -> Networks:
     networks |= {
         name: lambda name=name: (video(name), _images(32, 4)) for name in ("r3d", "mc3", "r2plus1d")
     }
-    networks["S3D"] = lambda: (S3D(CLASSES), _images(64, 16))
+    networks["S3D"] = lambda: (S3D(CLASSES), _images(224, 16))
     networks["MViT"] = lambda: (mvit_small(), _images(32, 4))
     networks["Swin3D"] = lambda: (swin_of_videos(), _images(32, 4))
     return networks

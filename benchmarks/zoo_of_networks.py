@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 import pyro_sparse as ps
 from pyro_sparse import nets
+from pyro_sparse.export.compact import tensors_of
+from pyro_sparse.models.base import SparseModel
 
 from . import hand_written, library_networks
 
@@ -128,7 +130,7 @@ def measure(make: Callable[[], tuple[nn.Module, Any]], export: bool = True) -> d
         row["own class"] = type(small) is type(net)
         stage = "comparison"
         row["difference"], row["rounding"] = differences(
-            model.net, small, posterior.masked_parameters(keep), example
+            model, small, posterior.masked_parameters(keep), example
         )
         row["macs"] = {"predicted": macs, "counted": nets.count_macs(small, example)}
         if row["difference"] > max(EXACT, 10 * row["rounding"]):
@@ -193,14 +195,8 @@ def _called(net: Callable[..., Any], example: Any) -> Any:
     return net(example)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value.double()] if value.is_floating_point() else []
-    if isinstance(value, Mapping):
-        return [tensor for part in value.values() for tensor in _tensors(part)]
-    if isinstance(value, tuple | list):
-        return [tensor for part in value for tensor in _tensors(part)]
-    return []
+def _read(model: SparseModel, outputs: Any) -> list[Tensor]:
+    return [value.double() for value in tensors_of(outputs, model.output)]
 
 
 def _doubled(value: Any) -> Any:
@@ -213,19 +209,19 @@ def _doubled(value: Any) -> Any:
 
 @torch.no_grad()
 def differences(
-    net: nn.Module, small: nn.Module, masked: Mapping[str, Tensor], example: Any
+    model: SparseModel, small: nn.Module, masked: Mapping[str, Tensor], example: Any
 ) -> tuple[float, float]:
     """Masked from compact network, and the masked network from itself in double precision.
 
-    Largest of all outputs, over the outputs' size.
+    Largest of all outputs, over the outputs' size; of the one that is read, where that is named.
     """
-    full = copy.deepcopy(net).eval()
+    full = copy.deepcopy(model.net).eval()
     for name, value in masked.items():  # buffers, in the network of a model
         full.get_buffer(name).copy_(value)
-    expected = _tensors(_called(full, example))
-    got = _tensors(_called(small, example))
+    expected = _read(model, _called(full, example))
+    got = _read(model, _called(small, example))
     try:
-        exact = _tensors(_called(full.double(), _doubled(example)))
+        exact = _read(model, _called(full.double(), _doubled(example)))
     except RuntimeError:  # forward makes numbers of a type of its own
         exact = expected
     if len(got) != len(expected):
@@ -274,6 +270,7 @@ def _line(row: Mapping[str, Any]) -> str:
 def counts(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     """By family: networks, accepted, wrong, tracebacks, and which formats were written."""
     found: dict[str, dict[str, int]] = {}
+    measured = any("formats" in row for row in table.values())
     for key, row in table.items():
         family = key.partition("/")[0]
         for name in (family, "all"):
@@ -288,7 +285,11 @@ def counts(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
                 ("tracebacks", trouble == "traceback"),
                 ("own class", row.get("own class", False)),
                 ("MACs right", "macs" in row and len(set(row["macs"].values())) == 1),
-                *((name, isinstance(formats.get(name), float)) for name in ("pt2", "onnx", "int8")),
+                *(
+                    (name, isinstance(formats.get(name), float))
+                    for name in ("pt2", "onnx", "int8")
+                    if measured
+                ),
             ):
                 of[column] = of.get(column, 0) + bool(true)
     found["all"] = found.pop("all", {})
@@ -314,7 +315,7 @@ Made by `python -m benchmarks.zoo_of_networks`: every network small, with random
 all units that can go are cut out. *Can go*: share of the hidden units that are prunable.
 *Difference*: masked full-size network from compact one, over the outputs' size, on the example;
 *rounding*: the masked network from itself in double precision. *Own class*: the compact network is
-of the network's class, not an exported graph. Formats: written, read back and compared. Seconds:
+of the network's class, not an exported graph. Formats: written, read back and compared; empty where that was not measured. Seconds:
 construction of the model, and everything, on one core that others use as well.
 
 """
