@@ -179,8 +179,13 @@ def _half(size: int) -> Tensor:
 
 
 def _share(groups: list[Any]) -> float:
-    """Of the units that some layer reads; the outputs' must stay."""
-    hidden = [group for group in groups if group.prunable or group.readers]
+    """Of the units of layers; the outputs' must stay."""
+    hidden = [
+        group
+        for group in groups
+        if group.prunable
+        or (group.kind not in ("norm", "parameter") and "network's output" not in group.reason)
+    ]
     units = sum(group.size for group in hidden)
     return sum(group.size for group in hidden if group.prunable) / max(units, 1)
 
@@ -315,8 +320,9 @@ Made by `python -m benchmarks.zoo_of_networks`: every network small, with random
 all units that can go are cut out. *Can go*: share of the hidden units that are prunable.
 *Difference*: masked full-size network from compact one, over the outputs' size, on the example;
 *rounding*: the masked network from itself in double precision. *Own class*: the compact network is
-of the network's class, not an exported graph. Formats: written, read back and compared; empty where that was not measured. Seconds:
-construction of the model, and everything, on one core that others use as well.
+of the network's class, not an exported graph. Formats: written, read back and compared. Seconds:
+construction of the model, and everything, on one core that others use as well. What is empty was
+not measured.
 
 """
 
@@ -354,7 +360,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     macs, formats, seconds = row["macs"], row.get("formats", {}), row["seconds"]
     return [
         name,
-        f"{row['share']:.0%}",
+        f"{row['share']:.0%}" if "share" in row else "",
         f"{row['difference']:.0e}",
         f"{row['rounding']:.0e}",
         "yes" if row["own class"] else "graph",
