@@ -50,6 +50,7 @@ from .selection import (
     Threshold,
     TopK,
 )
+from .sites import SiteContraction, SitePosterior
 from .summary import Summary
 
 __all__ = [
@@ -78,6 +79,8 @@ __all__ = [
     "SeedEnsemble",
     "SelectionRule",
     "SignalToNoise",
+    "SiteContraction",
+    "SitePosterior",
     "Summary",
     "Threshold",
     "TopK",

@@ -97,6 +97,11 @@ class FittedNetwork(Fitted):
     guide: GroupGuide
 
     def __init__(self, model: SparseModel, guide: GroupGuide, inputs: Tensor | None = None) -> None:
+        if not isinstance(model, SparseModel):
+            raise TypeError(
+                f"expected a model of a network (a SparseModel), got {type(model).__name__}; for a "
+                "hand-written Pyro model use ps.posterior.SitePosterior(model, guide, *data)"
+            )
         super().__init__(model, guide)
         self._normalising: tuple[Tensor, ...] = ()
         if inputs is not None and nets.normalisations(model.net):
