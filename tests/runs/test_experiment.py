@@ -101,7 +101,7 @@ def test_run_folder(folder):
     assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
     assert all(math.isfinite(line["validation_elbo_per_datum"]) for line in lines)
     kept = {path.name for path in (folder / "checkpoint").iterdir()}
-    assert kept == {"last.safetensors", "best.safetensors"}
+    assert kept == {"last.safetensors", "best.safetensors", "lock"}
     for name in ("training", "inclusion", "strips", "units", "network", "fields"):
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(folder.rglob("*.tmp"))
