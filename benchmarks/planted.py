@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -82,41 +81,6 @@ def weak(
     inside = torch.rand(inputs, generator=generator) < WEAK_PRIOR
     beta = effect * torch.randn(inputs, generator=generator) * inside
     return x, x @ beta + torch.randn(size, generator=generator), inside
-
-
-def gibbs(x: Tensor, y: Tensor, effect: float = 0.2, sweeps: int = 1500) -> Tensor:
-    """Inclusion probabilities by collapsed Gibbs sampling, coefficients integrated out, noise 1.
-
-    ``log p(y | S) = -½ log |A| + ½ b^T A^{-1} b`` up to a constant, with ``A = I + effect² X^T X``
-    and ``b = effect X^T y`` of the columns in S. A tenth of the sweeps is burn-in.
-
-    Source: George and McCulloch, Statistica Sinica 7 (1997), Section 4.
-    """
-    gram = (effect**2 * (x.T @ x)).double() + torch.eye(x.shape[1], dtype=torch.float64)
-    moment = effect * (x.T @ y).double()
-    prior = math.log(WEAK_PRIOR / (1 - WEAK_PRIOR))
-    generator = torch.Generator().manual_seed(0)
-    uniform = torch.rand(sweeps, len(moment), generator=generator, dtype=torch.float64)
-
-    def evidence(chosen: Tensor) -> float:
-        index = chosen.nonzero().flatten()
-        factor = torch.linalg.cholesky(gram[index][:, index])
-        half = torch.linalg.solve_triangular(factor, moment[index, None], upper=False)
-        return float(0.5 * half.square().sum() - factor.diagonal().log().sum())
-
-    state = torch.zeros(len(moment), dtype=torch.bool)
-    total = torch.zeros(len(moment), dtype=torch.float64)
-    for sweep in range(sweeps):
-        for unit in range(len(moment)):
-            state[unit] = True
-            inside = evidence(state)
-            state[unit] = False
-            odds = torch.tensor(prior + inside - evidence(state), dtype=torch.float64)
-            probability = odds.sigmoid()
-            state[unit] = bool(uniform[sweep, unit] < probability)
-            if sweep >= sweeps // 10:
-                total[unit] += probability
-    return total / (sweeps - sweeps // 10)
 
 
 def fit(
@@ -195,7 +159,11 @@ def wide_case(model: str, kind: str, seed: int, steps: int) -> dict[str, Any]:
 def weak_case(model: str, seed: int, steps: int) -> dict[str, Any]:
     """One regression with weak signals: exact inclusion probabilities, and each estimator's."""
     x, y, inside = weak(seed)
-    found = {"exact": gibbs(x, y)}
+    exact = ps.infer.gibbs(
+        x, y, likelihood=ps.likelihoods.Normal(1.0), inclusion=WEAK_PRIOR, slab_scale=0.2,
+        intercept=False, num_chains=1, num_samples=1500,
+    )  # fmt: skip
+    found = {"exact": exact.inclusion}
     for estimator, particles in WEAK_ESTIMATORS.items():
         torch.manual_seed(seed)
         posterior = fit(

@@ -66,7 +66,6 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_sparse import data, guides, infer, models, nets
-from pyro_sparse.infer.allocator import keep_freed_memory
 from pyro_sparse.infer.divergence import gradient_sums
 from pyro_sparse.infer.recipe import Recipe
 from pyro_sparse.infer.stopping import StopRequest
@@ -278,8 +277,6 @@ def training(
 ) -> Training:
     """What `fit` makes of its arguments, after the first epoch of ``loader``."""
     accelerator = "gpu" if machine.device == "cuda" else "cpu"
-    if machine.device == "cpu":
-        keep_freed_memory()
     made = Training(
         model, guide, infer.ELBO(local_reparameterisation=local), loader, Recipe(model, guide),
         infer.make_fabric(accelerator=accelerator), StopRequest(), Run(), epochs=60,

@@ -5,7 +5,8 @@ the network's own weights. Parameters live in logs and logits and are plain ``nn
 inclusions are named ``inclusion_logits``.
 
 To add one, subclass :class:`GroupGuide`, write ``forward`` (the sample statements) and ``scales``
-(the posterior mean of each unit's scale, if the model has scales), and register it::
+(the posterior mean of each unit's scale, if the model has scales), what it says of units beyond
+inclusions in ``offers`` (:class:`Offer`), and register it::
 
     @guides.for_model.register
     def _(model: MyModel, **options):
@@ -26,6 +27,7 @@ from .families import LogNormalFamily
 from .group_horseshoe import GroupHorseshoe
 from .group_normal_jeffreys import GroupNormalJeffreys
 from .log_normal_noise import LogNormalNoise
+from .offer import Offer
 from .reducible_gaussian import ReducibleGaussian
 from .spike_slab_gaussian import SpikeSlabGaussian
 from .spike_slab_group_horseshoe import SpikeSlabGroupHorseshoe
@@ -40,6 +42,7 @@ __all__ = [
     "GroupNormalJeffreys",
     "LogNormalFamily",
     "LogNormalNoise",
+    "Offer",
     "Reducible",
     "ReducibleGaussian",
     "SpikeSlabGaussian",
@@ -55,7 +58,8 @@ __all__ = [
 def for_model(model: Any, **options: Any) -> GroupGuide:
     """The guide that matches ``model``; ``options`` go to the guide's constructor.
 
-    :raises TypeError: where no guide is registered for the model's class.
+    Raises:
+        TypeError: where no guide is registered for the model's class.
     """
     raise TypeError(
         f"no guide is registered for {type(model).__name__}; expected one of "

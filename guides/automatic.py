@@ -55,11 +55,14 @@ class Automatic(GroupGuide):
     guides; that is what there is to compare. It has no inclusion probabilities and nothing else to
     select units by; the network at posterior means is the one at the medians of the latents.
 
-    :param model: the model to match.
-    :param name: one of `AUTOGUIDES`.
-    :param start: the model's own guide, before training.
-    :param initial_scale: initial standard deviation in the real space.
-    :raises ValueError: the name is not known, or a latent is discrete, as inclusions are.
+    Args:
+        model: the model to match.
+        name: one of `AUTOGUIDES`.
+        start: the model's own guide, before training.
+        initial_scale: initial standard deviation in the real space.
+
+    Raises:
+        ValueError: the name is not known, or a latent is discrete, as inclusions are.
     """
 
     def __init__(
@@ -89,8 +92,7 @@ class Automatic(GroupGuide):
     def _latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The model's latents without its data plate, which would be the guide's as well."""
         (model,) = self._model
-        rows = model.rows()
-        model.input_gate()
+        rows, _ = model.latents()
         model.likelihood.sites()
         return rows
 

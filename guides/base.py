@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import TruncatedLogNormal
+from pyro_sparse.distributions import GatedColumns
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
@@ -28,6 +28,7 @@ from .families import (
     check_draws,
     check_variance,
 )
+from .offer import Offer
 
 __all__ = ["GroupGuide", "Reducible", "SpikeSlabGuide"]
 
@@ -58,7 +59,8 @@ class GroupGuide(LocalPyroModule):
     Subclasses fill ``self.row_families`` (one family a layer) and write ``forward``; the base
     samples the input gate and the likelihood's latents last, as models do.
 
-    :param model: the model to match; its network's weights are the initial locations.
+    Args:
+        model: the model to match; its network's weights are the initial locations.
     """
 
     inclusion_draws = "batch"
@@ -69,10 +71,15 @@ class GroupGuide(LocalPyroModule):
         # The same module as the model's: what is pruned there is out here.
         self.support = model.support
         self.row_families = nn.ModuleDict()
+        self.prior_precisions: Any = nn.ModuleDict()  # where the model learns prior scales
+        for name in model.learnt_scales:
+            zero = torch.zeros_like(model.output_scale)
+            self.prior_precisions[name.replace(".", "/")] = LogNormalFamily(zero, 0.1)
         likelihood = model.likelihood
-        self.noise_precision: LogNormalFamily | GammaFamily | None = None
+        self.noise_precision: GammaFamily | None = None
         if isinstance(likelihood, Normal) and likelihood.noise_scale is None:
-            self.noise_precision = LogNormalFamily(torch.zeros_like(likelihood.rate), 0.1)
+            # The law of the closed optimum, where `fit` sets it (pyro_sparse.infer.noise).
+            self.noise_precision = GammaFamily(likelihood.rate)
 
     def make_rows(
         self,
@@ -83,12 +90,15 @@ class GroupGuide(LocalPyroModule):
     ) -> None:
         """Gaussian families around the network's own rows, for guides that have them.
 
-        :param variance: kind of the scales, see :class:`~.families.GaussianRows`.
-        :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a
-            unit of any layer starts with the same KL, see :func:`balanced_scales`.
-        :param prunable: makes the family of a layer that may be pruned from its rows and their
-            initial σ; Gaussian as the others by default.
-        :raises ValueError: for an unknown option or a number out of range.
+        Args:
+            variance: kind of the scales, see :class:`~.families.GaussianRows`.
+            initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a
+                unit of any layer starts with the same KL, see :func:`balanced_scales`.
+            prunable: makes the family of a layer that may be pruned from its rows and their
+                initial σ; Gaussian as the others by default.
+
+        Raises:
+            ValueError: for an unknown option or a number out of range.
         """
         check_variance(variance)
         if initial_scale != "balanced" and not (
@@ -134,23 +144,27 @@ class GroupGuide(LocalPyroModule):
         options: Any = infer
         return pyro.sample(site, law.to_event(len(law.batch_shape)), infer=options)
 
-    def sample_rows(self, group: Group, family: nn.Module) -> None:
+    def sample_rows(self, group: Group, family: nn.Module, gate: Tensor | None = None) -> None:
+        """``{group}.rows``; a drawn ``gate`` on the inputs is for guides whose rows know it."""
+        if key(group) in self.prior_precisions:
+            pyro.sample(f"{group.name}.prior_precision", self.prior_precisions[key(group)]())
         # Marks the sites that local reparameterisation may replace (see infer).
         alone = not group.shared
         by_example = alone and group.prunable and self.inclusion_draws == "example"
         self.sample_units(
             f"{group.name}.rows",
             group.name,
-            family(),
+            self.row_law(group, family, gate),
             local_reparameterisation=alone,
             by_example=by_example,
         )
 
-    def sample_rest(self) -> None:
-        """The sites that follow the rows: the input gate and the likelihood's latents."""
-        if getattr(self, "input_gate", None) is not None:
-            self.sample_units("input.gate", "input", self.input_gate())
-        self.sample_likelihood()
+    def row_law(
+        self, group: Group, family: nn.Module, gate: Tensor | None
+    ) -> TorchDistributionMixin:
+        """The law of a group's rows, ``(units,)`` of ``(row length,)``."""
+        law: TorchDistributionMixin = family()
+        return law
 
     def sample_likelihood(self) -> None:
         if self.noise_precision is not None:
@@ -159,7 +173,7 @@ class GroupGuide(LocalPyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> None:
         for group, family in self.layers():
             self.sample_rows(group, family)
-        self.sample_rest()
+        self.sample_likelihood()
 
     def reduced(self) -> None:
         """Called after the support was restricted: q becomes q̃ ∝ q p̃ / p of what is left.
@@ -198,21 +212,35 @@ class GroupGuide(LocalPyroModule):
             logits = {"input": self.input_gate.inclusion_logits, **logits}
         return logits
 
-    def noise(self) -> dict[str, TruncatedLogNormal]:
-        """Laws ``(units,)`` of the multiplicative noise of every group that has one, float64."""
-        return {}
+    def chain(self) -> tuple[Tensor, Tensor] | None:
+        """Probabilities of inputs and draws of supports, see `InclusionGate`; None without."""
+        gate = getattr(self, "input_gate", None)
+        if gate is None or not gate.has_chain:
+            return None
+        return gate.chain_probability, gate.chain_draws
 
-    def gaussians(self) -> dict[str, Reducible]:
-        """The posterior of every weight, by group, where it is Gaussian under a Gaussian prior."""
-        return {}
+    def offers(self) -> dict[str, Offer]:
+        """What this guide says of units, by name; what decides about them by default comes first.
 
-    def log_alpha(self) -> dict[str, Tensor]:
-        """Log variance over squared mean of each unit's scale, where that is Gaussian."""
-        return {}
+        ``inclusion`` has probabilities, ``row_variances`` the posterior variance of every weight of
+        *included* units, ``(units, row length)``, marginal over the units' scales. Guides add their
+        own; see :class:`Offer`. Of inputs the probabilities are the guide's own, whatever a chain
+        over supports says of them: the network that is kept is the guide's, whose weights belong to
+        the inputs that it has.
+        """
+        found = {}
+        if self.inclusion_logits():
+            found["inclusion"] = Offer("inclusion probability", self._inclusion, cut=0.5)
+        families = [family for _, family in self.layers()]
+        if families and all(isinstance(family, GaussianRows) for family in families):
+            found["row_variances"] = Offer("posterior variance", self._row_variances)
+        return found
 
-    def log_scales(self) -> dict[str, Tensor]:
-        """Posterior mean of the log of each unit's scale, for groups that have one and no spike."""
-        return {}
+    def _inclusion(self) -> dict[str, Tensor]:
+        return {
+            name: logits.detach().double().sigmoid().cpu()
+            for name, logits in self.inclusion_logits().items()
+        }
 
     def scales(self) -> dict[str, Tensor]:
         """Posterior mean of each included unit's scale, ``(units,)``, for groups that have one."""
@@ -233,19 +261,10 @@ class GroupGuide(LocalPyroModule):
                 rows[group.name] = family.loc * scales[group.name].unsqueeze(-1)
         return rows
 
-    def row_variances(self) -> dict[str, Tensor]:
-        """Posterior variance of the effective rows of *included* units, ``(units, row length)``.
-
-        Marginal over the units' scales; empty unless all rows are Gaussian given those.
-        """
-        laws = self.gaussians()
-        if laws:
-            return {name: law.variance for name, law in laws.items()}
+    def _row_variances(self) -> dict[str, Tensor]:
         scales, squares = self.scales(), self.squared_scales()
         variances = {}
         for group, family in self.layers():
-            if not isinstance(family, GaussianRows):
-                return {}
             slab: Any = family.slab()
             variance = slab.variance
             if group.name in scales:
@@ -270,10 +289,11 @@ def balanced_scales(
     :math:`m (\log 1/σ − ½)`. With one σ for all layers a unit with long rows pays more and goes
     first, whatever it is worth. Here :math:`\log σ = −½ − P/m` with one price P.
 
-    :param lengths: ``m`` by layer.
-    :param prunable: whether the layer's units compete; P is set by these.
-    :param mean: geometric mean of σ over the prunable layers.
-    :param spread: σ stays within ``mean`` times or divided by this.
+    Args:
+        lengths: ``m`` by layer.
+        prunable: whether the layer's units compete; P is set by these.
+        mean: geometric mean of σ over the prunable layers.
+        spread: σ stays within ``mean`` times or divided by this.
     """
     log_mean = math.log(mean)
     inverse = [1 / m for m, competes in zip(lengths, prunable, strict=True) if competes] or [
@@ -284,6 +304,11 @@ def balanced_scales(
     return [min(high, max(low, math.exp(-0.5 - price / m))) for m in lengths]
 
 
+def _columns_key(name: str) -> str:
+    """The name of the buffer with the inputs that a group's columns read."""
+    return "columns_" + name.replace(".", "/")
+
+
 class SpikeSlabGuide(GroupGuide):
     r"""Shared by the guides of SS-IG, SS-GL and SS-GHS.
 
@@ -291,21 +316,39 @@ class SpikeSlabGuide(GroupGuide):
         z_j ∼ \text{Bernoulli}(γ_j), \qquad
         \tilde w_j \mid z_j = 1 ∼ N(μ_j, \text{diag } σ_j²)
 
-    as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer.
+    as one joint :class:`~pyro_sparse.distributions.SpikeAndSlab` a layer. With gates on the inputs
+    a weight is given both its unit and its input, whose inclusions cross in the first layer:
 
-    :param variance: ``"tied"`` (σ_ji = u_j v_i), ``"row"`` (one a unit), ``"rank-K"`` or ``"full"``
-        (one a weight; the papers' family), see :class:`~.families.GaussianRows`.
-    :param initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
-        of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
-    :param initial_inclusion: initial γ of every unit.
-    :param inclusion: gradient estimator of the inclusions, ``"straight-through"``, ``"soft"`` or
-        ``"score"`` (unbiased), see :func:`~pyro_sparse.guides.families.spike_and_slab`.
-    :param temperature: of the binary-concrete relaxation.
-    :param inclusion_draws: ``"batch"``: one draw of a unit's inclusion for the whole batch;
-        ``"example"``: one an example, in :class:`pyro_sparse.infer.ELBO` with local
-        reparameterisation (stock Pyro draws one for the batch), with ``inclusion`` other than
-        ``"score"``. Layers that are applied more than once have one for the batch.
-    :raises ValueError: for an unknown option or a number out of range.
+    .. math::
+        z_i ∼ \text{Bernoulli}(γ_i), \qquad \tilde w_{ji} \mid z_j = 1, z_i ∼
+        \begin{cases} N(μ_{ji}, σ_{ji}²) & z_i = 1 \\ p(\tilde w_{ji}) & z_i = 0, \end{cases}
+
+    see :class:`~pyro_sparse.distributions.GatedColumns`: it is charged
+    :math:`γ_j γ_i \text{KL}(N(μ_{ji}, σ_{ji}²) ‖ p)`, as an input's columns live and die with it.
+    (Where the network does something to its input first, or rows of one layer read different
+    inputs, columns are not an input's own, and weights are independent of the gate.)
+
+    Args:
+        variance: ``"tied"`` (σ_ji = u_j v_i), ``"row"`` (one a unit), ``"rank-K"`` or ``"full"``
+            (one a weight; the papers' family), see :class:`~.families.GaussianRows`.
+        initial_scale: initial σ of every weight, or ``"balanced"``: by layer, such that a unit
+            of any layer starts with the same KL of its slab, see :func:`balanced_scales`.
+        initial_inclusion: initial γ of every unit.
+        inclusion: gradient estimator of the inclusions, ``"trapezium"``, ``"straight-through"``,
+            ``"soft"`` or ``"score"``, see :func:`~pyro_sparse.guides.families.spike_and_slab`. By
+            default ``"trapezium"`` where probabilities are the question
+            (:attr:`~pyro_sparse.models.\
+base.SparseModel.asks_for_probabilities`), ``"straight-through"`` elsewhere.
+
+    Args:
+        temperature: of the binary-concrete relaxation.
+        inclusion_draws: ``"batch"``: one draw of a unit's inclusion for the whole batch;
+            ``"example"``: one an example, in :class:`pyro_sparse.infer.ELBO` with local
+            reparameterisation (stock Pyro draws one for the batch), with ``inclusion`` other than
+            ``"score"``. Layers that are applied more than once have one for the batch.
+
+    Raises:
+        ValueError: for an unknown option or a number out of range.
     """
 
     def __init__(
@@ -315,7 +358,7 @@ class SpikeSlabGuide(GroupGuide):
         variance: str = "tied",
         initial_scale: float | str = "balanced",
         initial_inclusion: float = 0.99,
-        inclusion: str = "straight-through",
+        inclusion: str | None = None,
         temperature: float = 0.5,
         inclusion_draws: str = "batch",
     ) -> None:
@@ -327,10 +370,14 @@ class SpikeSlabGuide(GroupGuide):
                 "inclusion_draws='batch', or inclusion='straight-through' or 'soft'"
             )
         self.inclusion_draws = inclusion_draws
-        if inclusion not in ("straight-through", "soft", "score"):
+        if inclusion is None:
+            inclusion = "trapezium" if model.asks_for_probabilities else "straight-through"
+        if inclusion not in ("trapezium", "straight-through", "soft", "score"):
             raise ValueError(
-                f"expected inclusion 'straight-through', 'soft' or 'score', got {inclusion!r}"
+                "expected inclusion 'trapezium', 'straight-through', 'soft' or 'score', got "
+                f"{inclusion!r}"
             )
+        self.inclusion = inclusion
         positive(temperature=temperature)
         if not 0 < initial_inclusion < 1:
             raise ValueError(f"expected initial_inclusion in (0, 1), got {initial_inclusion}")
@@ -345,3 +392,51 @@ class SpikeSlabGuide(GroupGuide):
         if model.prune_inputs:
             template = model.output_scale.expand(model.graph["input"].size)
             self.input_gate = InclusionGate(template, initial_inclusion, inclusion, temperature)
+            for name, columns in model.input_columns().items():
+                self.register_buffer(_columns_key(name), columns.to(template.device), False)
+        # The smallest and the last weight of the KL at which logits moved; part of checkpoints.
+        self.register_buffer("inclusion_kl_weights", torch.full((2,), math.nan))
+        self._kl_weights: tuple[float, float] | None = None
+        # Not a module of this one: the priors of columns are its, whatever becomes of them.
+        self._column_prior = model.column_prior
+
+    def note_kl_weight(self, weight: float) -> None:
+        """The inclusion logits move at this weight of the KL."""
+        if self._kl_weights is None:
+            lowest, last = self.inclusion_kl_weights.tolist()
+            self._kl_weights = (math.inf, last) if math.isnan(lowest) else (lowest, last)
+        now = min(self._kl_weights[0], weight), weight
+        if now != self._kl_weights:
+            self._kl_weights = now
+            self.inclusion_kl_weights.copy_(self.inclusion_kl_weights.new_tensor(now))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._kl_weights = None
+
+    def sample_gate(self) -> Tensor | None:
+        """``input.gate``, where there is one; it comes first, since rows are given it."""
+        gate = getattr(self, "input_gate", None)
+        return None if gate is None else self.sample_units("input.gate", "input", gate())
+
+    def row_law(
+        self, group: Group, family: nn.Module, gate: Tensor | None
+    ) -> TorchDistributionMixin:
+        columns = self._buffers.get(_columns_key(group.name))
+        if gate is None or columns is None:
+            return super().row_law(group, family, gate)
+        # The last number is that of columns that read no input, which are always in.
+        always = gate.new_ones(1)
+        drawn = torch.cat([gate.detach(), always])[columns]
+        probability = torch.cat([self.input_gate.inclusion_logits.sigmoid(), always])[columns]
+
+        def given(slab: TorchDistributionMixin) -> TorchDistributionMixin:
+            return GatedColumns(slab, self._column_prior(group), drawn, probability)
+
+        return family(given) if isinstance(family, SpikeSlabRows) else given(family())
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        gate = self.sample_gate()
+        for group, family in self.layers():
+            self.sample_rows(group, family, gate)
+        self.sample_likelihood()

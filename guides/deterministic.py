@@ -16,8 +16,9 @@ __all__ = ["Deterministic"]
 class PointRows(nn.Module):
     """A point mass on a layer's rows.
 
-    :param flat: whether the prior is, and has a density for a row, not for each weight: Pyro's KL
-        of a point mass takes events as they are.
+    Args:
+        flat: whether the prior is, and has a density for a row, not for each weight: Pyro's KL
+            of a point mass takes events as they are.
     """
 
     def __init__(self, rows: Tensor, flat: bool) -> None:

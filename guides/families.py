@@ -6,6 +6,7 @@ The batch shape is that of the units, ``(units,)``: what belongs to one unit is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
@@ -17,6 +18,7 @@ from pyro_sparse.distributions import (
     RelaxedSpikeAndSlab,
     SpikeAndSlab,
     TiedNormal,
+    TrapeziumSpikeAndSlab,
 )
 
 __all__ = [
@@ -35,12 +37,16 @@ def spike_and_slab(
 ) -> SpikeAndSlab:
     """The spike-and-slab law, with the gradient estimator of its inclusion.
 
-    ``"straight-through"``: hard binary-concrete draws with the soft gradient (biased, low
-    variance); ``"soft"``: soft draws (biased); ``"score"``: exact draws, whose inclusion gradient
-    is the score function's (unbiased, high variance: use several particles).
+    ``"trapezium"``: exact draws with a gradient by the trapezium rule (unbiased where the
+    log-likelihood is quadratic in an inclusion, low variance); ``"straight-through"``: hard
+    binary-concrete draws with the soft gradient (biased, low variance); ``"soft"``: soft draws
+    (biased); ``"score"``: exact draws, whose inclusion gradient is the score function's (unbiased,
+    high variance: use several particles).
     """
     if inclusion == "score":
         return SpikeAndSlab(logits=logits, slab=slab)
+    if inclusion == "trapezium":
+        return TrapeziumSpikeAndSlab(logits=logits, slab=slab)
     return RelaxedSpikeAndSlab(
         temperature, logits=logits, slab=slab, straight_through=inclusion == "straight-through"
     )
@@ -51,7 +57,8 @@ def check_variance(variance: str) -> int:
 
     ``"tied"`` and ``"row"`` have rank 1, ``"rank-K"`` has K.
 
-    :raises ValueError: for another kind.
+    Raises:
+        ValueError: for another kind.
     """
     if variance in ("tied", "row", "full"):
         return int(variance != "full")
@@ -83,9 +90,10 @@ class GaussianRows(nn.Module):
     ``"row"``
         :math:`σ_{ji} = u_j`, one a unit.
 
-    :param rows: initial locations.
-    :param variance: one of these.
-    :param scale: initial standard deviation of every weight.
+    Args:
+        rows: initial locations.
+        variance: one of these.
+        scale: initial standard deviation of every weight.
     """
 
     column_log_scale: Tensor
@@ -150,14 +158,32 @@ class SpikeSlabRows(GaussianRows):
         self.inclusion = inclusion
         self.register_buffer("temperature", start.new_tensor(temperature), persistent=False)
 
-    def forward(self) -> TorchDistributionMixin:
-        return spike_and_slab(self.inclusion_logits, self.slab(), self.inclusion, self.temperature)
+    def forward(
+        self, given: Callable[[TorchDistributionMixin], TorchDistributionMixin] | None = None
+    ) -> TorchDistributionMixin:
+        """
+
+        Args:
+            given: makes of the slab its law given what was drawn before.
+        """
+        slab = self.slab() if given is None else given(self.slab())
+        return spike_and_slab(self.inclusion_logits, slab, self.inclusion, self.temperature)
 
 
 class InclusionGate(nn.Module):
-    """A gate in {0, 1} on every input feature."""
+    """A gate in {0, 1} on every input feature.
+
+    With what a chain over supports says of them after training, see
+    :mod:`pyro_sparse.infer.supports`: buffers, hence part of checkpoints.
+    """
+
+    DRAWS = 500
+    """Supports that are kept."""
 
     temperature: Tensor
+    chain_probability: Tensor
+    chain_draws: Tensor
+    chain_logits: Tensor
 
     def __init__(
         self, template: Tensor, inclusion_probability: float, inclusion: str, temperature: float
@@ -168,6 +194,29 @@ class InclusionGate(nn.Module):
         self.inclusion = inclusion
         self.register_buffer("temperature", start.new_tensor(temperature), persistent=False)
 
+        for name in ("chain_probability", "chain_logits"):
+            self.register_buffer(name, torch.full_like(start, math.nan))
+        shape = self.DRAWS, len(start)
+        self.register_buffer("chain_draws", torch.zeros(shape, dtype=torch.bool))
+
+    @torch.no_grad()
+    def keep_chain(self, probability: Tensor, draws: Tensor) -> None:
+        """Keep what a chain says, for as long as the guide stays as it is.
+
+        Args:
+            probability: of every input.
+            draws: supports, ``(draws, inputs)``; some are left out evenly, or come twice.
+        """
+        which = torch.arange(self.DRAWS) * len(draws) // self.DRAWS
+        self.chain_probability.copy_(probability)
+        self.chain_draws.copy_(draws[which])
+        self.chain_logits.copy_(self.inclusion_logits)
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether there is one, of the guide as it is now."""
+        return torch.equal(self.chain_logits, self.inclusion_logits.detach())
+
     def forward(self) -> TorchDistributionMixin:
         one = dist.Delta(torch.ones_like(self.inclusion_logits))
         return spike_and_slab(self.inclusion_logits, one, self.inclusion, self.temperature)
@@ -176,9 +225,10 @@ class InclusionGate(nn.Module):
 class LogNormalFamily(nn.Module):
     """Independent log-normals on positive latents of the given shape.
 
-    :param loc: initial means of the logs.
-    :param scale: initial standard deviation of the logs.
-    :param event_dim: how many of the last dimensions of ``loc`` are one event.
+    Args:
+        loc: initial means of the logs.
+        scale: initial standard deviation of the logs.
+        event_dim: how many of the last dimensions of ``loc`` are one event.
     """
 
     def __init__(self, loc: Tensor, scale: float, event_dim: int = 0) -> None:
@@ -198,8 +248,9 @@ class LogNormalFamily(nn.Module):
 class GammaFamily(nn.Module):
     """Independent gammas on positive latents.
 
-    :param like: a tensor of the latents' shape; the law starts at mean 1.
-    :param concentration: initial shape parameter.
+    Args:
+        like: a tensor of the latents' shape; the law starts at mean 1.
+        concentration: initial shape parameter.
     """
 
     def __init__(self, like: Tensor, concentration: float = 100.0) -> None:
@@ -215,8 +266,9 @@ class GammaFamily(nn.Module):
 class NormalFamily(nn.Module):
     """Independent normals on real latents of the given shape.
 
-    :param loc: initial means.
-    :param scale: initial standard deviation.
+    Args:
+        loc: initial means.
+        scale: initial standard deviation.
     """
 
     def __init__(self, loc: Tensor, scale: float) -> None:

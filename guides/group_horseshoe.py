@@ -14,6 +14,7 @@ from pyro_sparse.models.half_cauchy import HalfCauchyModel
 
 from .families import LogNormalFamily
 from .half_cauchy import HalfCauchyGuide, settled_factors
+from .offer import Offer
 
 __all__ = ["GroupHorseshoe"]
 
@@ -25,16 +26,20 @@ class GroupHorseshoe(HalfCauchyGuide):
     half-Cauchy scale. A unit that the data do not need has :math:`\tilde w_j` at its prior, which
     costs nothing, and pays about :math:`-\log ρ_j` nats for a scale ρ_j that silences it.
 
-    :param variance: ``"full"`` (one a weight; the paper's family), ``"tied"`` (σ_ji = u_j v_i,
-        which holds units that are out above a KL of 0 where those that are in need other v_i), or
-        another of :class:`~pyro_sparse.guides.families.GaussianRows`.
-    :param initial_scale: initial σ of every :math:`\tilde w_{ji}`, that is, relative to the unit's
-        scale, or ``"balanced"``: by layer, see :func:`~pyro_sparse.guides.base.balanced_scales`.
-    :param initial_unit_scale: initial median of every unit's scale :math:`s_l τ_j`, or ``"rows"``:
-        the root mean square of the unit's weights in the network, so that :math:`\tilde w_j` starts
-        where its prior has it. Input features start at 1.
-    :param initial_log_scale: initial standard deviation of the factors' logs.
-    :raises ValueError: for an unknown option or a number out of range.
+    Args:
+        variance: ``"full"`` (one a weight; the paper's family), ``"tied"`` (σ_ji = u_j v_i,
+            which holds units that are out above a KL of 0 where those that are in need other v_i),
+            or another of :class:`~pyro_sparse.guides.families.GaussianRows`.
+        initial_scale: initial σ of every :math:`\tilde w_{ji}`, that is, relative to the unit's
+            scale, or ``"balanced"``: by layer, see
+            :func:`~pyro_sparse.guides.base.balanced_scales`.
+        initial_unit_scale: initial median of every unit's scale :math:`s_l τ_j`, or ``"rows"``:
+            the root mean square of the unit's weights in the network, so that :math:`\tilde w_j`
+            starts where its prior has it. Input features start at 1.
+        initial_log_scale: initial standard deviation of the factors' logs.
+
+    Raises:
+        ValueError: for an unknown option or a number out of range.
     """
 
     def __init__(
@@ -103,7 +108,12 @@ class GroupHorseshoe(HalfCauchyGuide):
             self.sample_scales("input")
         self.sample_likelihood()
 
-    def log_scales(self) -> dict[str, Tensor]:
+    def offers(self) -> dict[str, Offer]:
+        """With ``log_scales``: posterior mean of the log of each unit's scale."""
+        scales = Offer("scale of the unit", self._log_scales, cut=-2.0, relative=True)
+        return {**({"log_scales": scales} if len(self.local_scale) else {}), **super().offers()}
+
+    def _log_scales(self) -> dict[str, Tensor]:
         names = [name.replace("/", ".") for name in self.local_scale]
         return {name: self.log_scale_moments(name)[0].detach() for name in names}
 

@@ -12,6 +12,7 @@ from pyro_sparse.models.base import positive
 
 from .base import GroupGuide
 from .families import NormalFamily, check_draws
+from .offer import Offer
 
 __all__ = ["GroupNormalJeffreys"]
 
@@ -24,15 +25,18 @@ class GroupNormalJeffreys(GroupGuide):
     The KL of z_j is a function of the dropout rate :math:`α_j = σ_{z_j}² / μ_{z_j}²` alone, see
     :class:`~pyro_sparse.distributions.NormalJeffreys`.
 
-    :param variance: ``"full"`` (one a weight; the paper's family), ``"tied"`` (σ_ji = u_j v_i,
-        which holds units that are out above a KL of 0 where those that are in need other v_i), or
-        another of :class:`~pyro_sparse.guides.families.GaussianRows`.
-    :param initial_scale: initial σ of every weight's :math:`\tilde w`, or ``"balanced"``: by layer,
-        see :func:`~pyro_sparse.guides.base.balanced_scales`.
-    :param initial_unit_scale: initial σ_z of every unit; μ_z starts at 1.
-    :param scale_draws: ``"batch"``: one draw of z a unit for the whole batch; ``"example"``: one an
-        example, in :class:`pyro_sparse.infer.ELBO` (stock Pyro draws one for the batch).
-    :raises ValueError: for an unknown option or a number out of range.
+    Args:
+        variance: ``"full"`` (one a weight; the paper's family), ``"tied"`` (σ_ji = u_j v_i,
+            which holds units that are out above a KL of 0 where those that are in need other v_i),
+            or another of :class:`~pyro_sparse.guides.families.GaussianRows`.
+        initial_scale: initial σ of every weight's :math:`\tilde w`, or ``"balanced"``: by layer,
+            see :func:`~pyro_sparse.guides.base.balanced_scales`.
+        initial_unit_scale: initial σ_z of every unit; μ_z starts at 1.
+        scale_draws: ``"batch"``: one draw of z a unit for the whole batch; ``"example"``: one an
+            example, in :class:`pyro_sparse.infer.ELBO` (stock Pyro draws one for the batch).
+
+    Raises:
+        ValueError: for an unknown option or a number out of range.
     """
 
     def __init__(
@@ -74,7 +78,12 @@ class GroupNormalJeffreys(GroupGuide):
             self.sample_scales("input")
         self.sample_likelihood()
 
-    def log_alpha(self) -> dict[str, Tensor]:
+    def offers(self) -> dict[str, Offer]:
+        """With ``log_alpha``: log variance over squared mean of each unit's scale."""
+        rates = Offer("retention (−log α)", self._log_alpha, measure=torch.neg, cut=0.0)
+        return {**({"log_alpha": rates} if len(self.unit_scales) else {}), **super().offers()}
+
+    def _log_alpha(self) -> dict[str, Tensor]:
         return {
             name.replace("/", "."): log_alpha(family.loc, family.log_scale).detach()
             for name, family in self.unit_scales.items()

@@ -39,8 +39,9 @@ class HalfCauchyGuide(GroupGuide):
     ) -> None:
         """Families of every unit's τ²: for layers that may be pruned, and inputs that are.
 
-        :param factors: by name and size of a group the initial logs of its factors, ``(units, 2)``.
-        :param initial_log_scale: initial standard deviation of the logs.
+        Args:
+            factors: by name and size of a group the initial logs of its factors, ``(units, 2)``.
+            initial_log_scale: initial standard deviation of the logs.
         """
         positive(initial_log_scale=initial_log_scale)
         self.local_scale = nn.ModuleDict()
@@ -97,9 +98,12 @@ def settled_factors(log_scale: Tensor, prior_scale: Tensor) -> Tensor:
     :math:`−\log a + a/θ + 1/b` with :math:`θ` the squared scale of the half-Cauchy, which is least
     at :math:`1/a = 1/θ + e^{−L}`. An even split under a small θ would start at a KL of 1/θ.
 
-    :param log_scale: log of the scale, any shape.
-    :param prior_scale: scale of the half-Cauchy.
-    :returns: ``(..., 2)``.
+    Args:
+        log_scale: log of the scale, any shape.
+        prior_scale: scale of the half-Cauchy.
+
+    Returns:
+        ``(..., 2)``.
     """
     both = 2 * log_scale
     first = -torch.logaddexp(-2 * prior_scale.log(), -both)

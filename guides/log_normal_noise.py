@@ -14,6 +14,7 @@ from pyro_sparse.models import LogNormalNoise as Model
 from .base import key
 from .deterministic import Deterministic
 from .families import check_draws
+from .offer import Offer
 
 __all__ = ["LogNormalNoise"]
 
@@ -42,12 +43,15 @@ class LogNormalNoise(Deterministic):
 
     The KL is :math:`\log(b−a)` minus the entropy of the truncated normal, in float64.
 
-    :param initial_loc: initial μ of every unit; at :math:`b`, the paper's start, the noise is just
-        below 1.
-    :param initial_log_scale: initial log σ.
-    :param noise_draws: ``"batch"``: one draw of θ a unit for the whole batch; ``"example"``: one an
-        example, in :class:`pyro_sparse.infer.ELBO` (stock Pyro draws one for the batch).
-    :raises ValueError: for another ``noise_draws``.
+    Args:
+        initial_loc: initial μ of every unit; at :math:`b`, the paper's start, the noise is just
+            below 1.
+        initial_log_scale: initial log σ.
+        noise_draws: ``"batch"``: one draw of θ a unit for the whole batch; ``"example"``: one an
+            example, in :class:`pyro_sparse.infer.ELBO` (stock Pyro draws one for the batch).
+
+    Raises:
+        ValueError: for another ``noise_draws``.
     """
 
     def __init__(
@@ -96,7 +100,22 @@ class LogNormalNoise(Deterministic):
         parts = whole.split([len(noise.noise_loc) for noise in families.values()])
         return dict(zip(families, parts, strict=True))
 
-    def noise(self) -> dict[str, TruncatedLogNormal]:
+    def offers(self) -> dict[str, Offer]:
+        """With ``noise``: laws ``(units,)`` of the multiplicative noise by group, in float64.
+
+        The measure is E θ / sd θ (Neklyudov et al. 2017, eq. 15), above which units are kept where
+        E θ itself is above 1e-3: a unit with θ constant at 3e-7 has a ratio of any size.
+        """
+        noise = Offer(
+            "signal-to-noise ratio of the noise",
+            self._noise,
+            measure=lambda law: law.signal_to_noise,
+            cut=1.0,
+            candidate=lambda law: law.mean > 1e-3,
+        )
+        return {**super().offers(), **({"noise": noise} if len(self.noises) else {})}
+
+    def _noise(self) -> dict[str, TruncatedLogNormal]:
         return {
             name: TruncatedLogNormal(
                 noise.noise_loc.detach().double(),

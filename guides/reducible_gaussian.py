@@ -11,12 +11,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import JointNormal
-from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import ReducibleGaussian as Model
 from pyro_sparse.models.base import positive
 
 from .base import GroupGuide, Reducible, key
-from .families import GammaFamily, GaussianRows
+from .families import GaussianRows
+from .offer import Offer
 
 __all__ = ["ReducibleGaussian"]
 
@@ -99,12 +99,16 @@ class ReducibleGaussian(GroupGuide):
 
     with β the noise precision of a :class:`~pyro_sparse.likelihoods.Normal` likelihood.
 
-    :param variance: ``"full"`` (one a weight), or another of
-        :class:`~pyro_sparse.guides.families.GaussianRows`; the weights are independent in any case.
-    :param initial_scale: initial σ of every weight.
-    :param last_layer: ``"mean-field"``, or ``"joint"``: one Gaussian with a full covariance on all
-        weights of the last layer, K·m numbers squared; affordable up to a few thousand weights.
-    :raises ValueError: for another ``last_layer``, one too large, or a scale out of range.
+    Args:
+        variance: ``"full"`` (one a weight), or another of
+            :class:`~pyro_sparse.guides.families.GaussianRows`; the weights are independent in any
+            case.
+        initial_scale: initial σ of every weight.
+        last_layer: ``"mean-field"``, or ``"joint"``: one Gaussian with a full covariance on all
+            weights of the last layer, K·m numbers squared; affordable up to a few thousand weights.
+
+    Raises:
+        ValueError: for another ``last_layer``, one too large, or a scale out of range.
     """
 
     prior_variance: Tensor
@@ -137,11 +141,19 @@ class ReducibleGaussian(GroupGuide):
                 if joint
                 else MeanFieldRows(start, variance, initial_scale)
             )
-        if isinstance(model.likelihood, Normal) and self.noise_precision is not None:
-            self.noise_precision = GammaFamily(model.likelihood.rate)
         self.register_buffer("prior_variance", model.prior_scale.square())
 
-    def gaussians(self) -> dict[str, Reducible]:
+    def offers(self) -> dict[str, Offer]:
+        """With ``gaussians``: posterior and prior of every weight, :class:`Reducible` by group."""
+        variances = {
+            "row_variances": Offer(
+                "posterior variance",
+                lambda: {name: law.variance for name, law in self._gaussians().items()},
+            )
+        }
+        return {"gaussians": Offer("Gaussian weights", self._gaussians), **variances}
+
+    def _gaussians(self) -> dict[str, Reducible]:
         prior_variance = self.prior_variance.double()
         return {
             group.name: Reducible(

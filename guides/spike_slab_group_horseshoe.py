@@ -24,8 +24,9 @@ class SpikeSlabGroupHorseshoe(HalfCauchyGuide, SpikeSlabGuide):
     Spike-and-slab on the non-centred rows, and mean-field log-normals on the two factors of each
     squared half-Cauchy scale.
 
-    :param initial_local_scale: initial median of every τ_j; s starts at 1.
-    :param initial_log_scale: initial standard deviation of the factors' logs.
+    Args:
+        initial_local_scale: initial median of every τ_j; s starts at 1.
+        initial_log_scale: initial standard deviation of the factors' logs.
 
     Further parameters: see :class:`~pyro_sparse.guides.base.SpikeSlabGuide`.
     """
@@ -51,10 +52,11 @@ class SpikeSlabGroupHorseshoe(HalfCauchyGuide, SpikeSlabGuide):
         return self.global_scale
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
+        gate = self.sample_gate()
         pyro.sample("global_scale", self.global_scale())
         for group, family in self.layers():
             if group.prunable:
                 scale = self.local_family(group.name)
                 self.sample_units(f"{group.name}.local_scale", group.name, scale())
-            self.sample_rows(group, family)
-        self.sample_rest()
+            self.sample_rows(group, family, gate)
+        self.sample_likelihood()

@@ -27,9 +27,10 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
 
     KL(τ² | ς²) is closed given ς², which is drawn once a step.
 
-    :param initial_tau2: initial median of every :math:`τ_j²`; that of ς² is where the prior mean of
-        τ², :math:`(m+1)/ς²`, agrees with it.
-    :param initial_log_scale: initial standard deviation of :math:`\log τ²` and :math:`\log ς²`.
+    Args:
+        initial_tau2: initial median of every :math:`τ_j²`; that of ς² is where the prior mean of
+            τ², :math:`(m+1)/ς²`, agrees with it.
+        initial_log_scale: initial standard deviation of :math:`\log τ²` and :math:`\log ς²`.
 
     Further parameters: see :class:`~pyro_sparse.guides.base.SpikeSlabGuide`.
     """
@@ -56,13 +57,14 @@ class SpikeSlabGroupLasso(SpikeSlabGuide):
         self.match_network()
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
+        gate = self.sample_gate()
         pyro.sample("varsigma2", self.varsigma2())
         tau2 = self.tau2
         for group, family in self.layers():
             if group.prunable:
                 self.sample_units(f"{group.name}.tau2", group.name, tau2[key(group)]())
-            self.sample_rows(group, family)
-        self.sample_rest()
+            self.sample_rows(group, family, gate)
+        self.sample_likelihood()
 
     def scales(self) -> dict[str, Tensor]:
         """E τ = exp(m/2 + s²/8)."""

@@ -105,11 +105,14 @@ class TurboMarkov(GroupGuide):
     stationary in them, so q(w)'s gradient with both held fixed is that of the bound with both
     maximised out. In eval mode they are left as they are.
 
-    :param variance: of q(w), see :class:`~pyro_sparse.guides.families.GaussianRows`.
-    :param initial_scale: initial σ of every weight, or ``"balanced"``, see
-        :func:`~pyro_sparse.guides.base.balanced_scales`.
-    :param update_every: training calls between two updates of q(s) and q(ρ | s).
-    :raises ValueError: for an unknown option or a number out of range.
+    Args:
+        variance: of q(w), see :class:`~pyro_sparse.guides.families.GaussianRows`.
+        initial_scale: initial σ of every weight, or ``"balanced"``, see
+            :func:`~pyro_sparse.guides.base.balanced_scales`.
+        update_every: training calls between two updates of q(s) and q(ρ | s).
+
+    Raises:
+        ValueError: for an unknown option or a number out of range.
     """
 
     def __init__(
@@ -164,7 +167,8 @@ class TurboMarkov(GroupGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         if self.training:
-            if int(self.calls) % self.update_every == 0:
+            # A look at the counter keeps a step from being recorded (infer.tape).
+            if self.update_every == 1 or int(self.calls) % self.update_every == 0:
                 self.update()
             self.calls.add_(1)
         hierarchies = self.hierarchies
@@ -174,7 +178,7 @@ class TurboMarkov(GroupGuide):
                 s = self._sample(f"{group.name}.support", group, hierarchy.support())
                 self._sample(f"{group.name}.precision", group, hierarchy.precision(s))
             self.sample_rows(group, family)
-        self.sample_rest()
+        self.sample_likelihood()
 
     def _sample(self, site: str, group: Group, law: TorchDistributionMixin) -> Tensor:
         """A site of s or ρ; what belongs to one unit is the event, where units are apart."""

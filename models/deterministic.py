@@ -30,10 +30,14 @@ class Deterministic(SparseModel):
     :math:`p(w) ∝ 1`, or :math:`w ∼ N(0, σ²)` with ``prior_scale`` σ, which is weight decay of
     strength :math:`1/(2σ²)` on the sum of squares. The guide is a point mass.
 
-    :param prior_scale: σ, or None for a flat prior.
+    Args:
+        prior_scale: σ, or None for a flat prior.
 
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     """
+
+    prunes = False
+    not_taken: tuple[str, ...] = ("output_scale", "prune_inputs", "input_inclusion_probability")
 
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float | None = None, **shared: Any

@@ -29,17 +29,22 @@ class GroupHorseshoe(HalfCauchyModel):
     and ``{group}.rows`` (:math:`\tilde w_j`); ``input.global_scale`` and ``input.local_scale``.
     Layers that are never pruned have rows N(0, output_scale²).
 
-    :param global_scale: :math:`τ_0`; small values (1e-5, as recalled of the paper) ask for few
-        units a layer, at a price that grows with :math:`\log 1/τ_0` only.
-    :param local_scale: :math:`τ_1`.
-    :param regularisation: ``c``, the largest scale a unit can have; ∞, the plain horseshoe, is the
-        paper's.
-    :raises ValueError: for a scale that is not positive; for ``prune_inputs`` where the first layer
-        does not read the input directly, so that no weights can take up the scale's mean.
+    Args:
+        global_scale: :math:`τ_0`; small values (1e-5, as recalled of the paper) ask for few
+            units a layer, at a price that grows with :math:`\log 1/τ_0` only.
+        local_scale: :math:`τ_1`.
+        regularisation: ``c``, the largest scale a unit can have; ∞, the plain horseshoe, is the
+            paper's.
+
+    Raises:
+        ValueError: for a scale that is not positive; for ``prune_inputs`` where the first layer
+            does not read the input directly, so that no weights can take up the scale's mean.
 
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     Source: Louizos, Ullrich, Welling, NeurIPS 2017, arXiv 1705.08665, section 4.2.
     """
+
+    not_taken: tuple[str, ...] = ("input_inclusion_probability",)
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class GroupHorseshoe(HalfCauchyModel):
             **shared,
         )
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def unit_scales(self, name: str) -> Tensor:
         r""":math:`s_l τ_j`, ``(units,)``."""

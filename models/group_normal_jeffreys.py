@@ -30,17 +30,20 @@ class GroupNormalJeffreys(SparseModel):
     (:math:`\tilde w_j`), ``input.scale``. The prior of z is improper: the model has no prior draws.
     Layers that are never pruned have rows N(0, output_scale²).
 
-    :raises ValueError: for ``prune_inputs`` where the first layer does not read the input directly,
-        so that no weights can take up the scale's mean.
+    Raises:
+        ValueError: for ``prune_inputs`` where the first layer does not read the input directly,
+            so that no weights can take up the scale's mean.
 
     Parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     Source: Louizos, Ullrich, Welling, NeurIPS 2017, arXiv 1705.08665, section 4.1.
     """
 
+    not_taken: tuple[str, ...] = ("input_inclusion_probability",)
+
     def __init__(self, net: nn.Module, example: Tensor, **shared: Any) -> None:
         super().__init__(net, example, **shared)
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def unit_scales(self, name: str) -> Tensor:
         """``{name}.scale``, ``(units,)``."""

@@ -26,9 +26,10 @@ class HalfCauchyModel(SparseModel):
     Each half-Cauchy is held as the two factors ``(a, b)`` of its square,
     :class:`~pyro_sparse.distributions.HalfCauchyFactors`, whose KL from log-normals is closed.
 
-    :param global_scale: :math:`τ_0`.
-    :param local_scale: :math:`τ_1`.
-    :param regularisation: ``c``, the largest scale a unit can have; ∞ gives the plain horseshoe.
+    Args:
+        global_scale: :math:`τ_0`.
+        local_scale: :math:`τ_1`.
+        regularisation: ``c``, the largest scale a unit can have; ∞ gives the plain horseshoe.
 
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     """

@@ -28,16 +28,21 @@ class LogNormalNoise(Deterministic):
     multiplied by a noise, too. Sites: ``{group}.rows`` (point estimates), ``{group}.noise``
     (:math:`θ`), ``input.noise``.
 
-    :param low: :math:`a`, the lower end of log θ.
-    :param high: :math:`b`, the upper end of log θ.
-    :param prior_scale: σ of the weights' prior N(0, σ²), which is weight decay, or None for a flat
-        prior.
-    :raises ValueError: for bounds out of order; for ``prune_inputs`` where the first layer does not
-        read the input directly, so that no weights can take up the noise's mean.
+    Args:
+        low: :math:`a`, the lower end of log θ.
+        high: :math:`b`, the upper end of log θ.
+        prior_scale: σ of the weights' prior N(0, σ²), which is weight decay, or None for a flat
+            prior.
+
+    Raises:
+        ValueError: for bounds out of order; for ``prune_inputs`` where the first layer does not
+            read the input directly, so that no weights can take up the noise's mean.
 
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     Source: Neklyudov, Molchanov, Ashukha, Vetrov, NeurIPS 2017, arXiv 1705.07283.
     """
+
+    not_taken: tuple[str, ...] = ("output_scale", "input_inclusion_probability")
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class LogNormalNoise(Deterministic):
         self.register_constant("low", low)
         self.register_constant("high", high)
         if self.prune_inputs:
-            self.check_input_scale(example)
+            self.check_input_scale()
 
     def noise(self, name: str) -> Tensor:
         """``{name}.noise``, ``(units,)``."""

@@ -27,12 +27,17 @@ class ReducibleGaussian(SparseModel):
     taken out with :meth:`pyro_sparse.posterior.Posterior.prune`, single weights of all layers, the
     output's included. Sites: ``{group}.rows``.
 
-    :param prior_scale: :math:`s_0`.
-    :raises ValueError: for ``prune_inputs``: an input feature goes when no weight reads it.
+    Args:
+        prior_scale: :math:`s_0`.
+
+    Raises:
+        ValueError: for ``prune_inputs``: an input feature goes when no weight reads it.
 
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     Source: Beckers, van Erp, Zhao, Kondrashov, de Vries, arXiv 2210.09134.
     """
+
+    not_taken: tuple[str, ...] = ("output_scale", "prune_inputs", "input_inclusion_probability")
 
     def __init__(
         self, net: nn.Module, example: Tensor, *, prior_scale: float = 1.0, **shared: Any

@@ -28,8 +28,9 @@ class SpikeSlabGroupLasso(SpikeSlabModel):
     Integrating :math:`τ_j²` out leaves the slab :math:`∝ \exp(−ς ‖w_j‖_2 / σ_0)`: the group lasso's
     penalty. Sites: ``varsigma2``, ``{group}.tau2``, ``{group}.rows`` (:math:`z_j \tilde w_j`).
 
-    :param varsigma2_shape: ``c`` (4 in the authors' runs).
-    :param varsigma2_rate: ``d`` (2 in the authors' runs).
+    Args:
+        varsigma2_shape: ``c`` (4 in the authors' runs).
+        varsigma2_rate: ``d`` (2 in the authors' runs).
 
     Further parameters: see :class:`~pyro_sparse.models.base.SpikeSlabModel`.
     Source: Jantre, Bhattacharya, Maiti, IEEE TNNLS 36(6) (2025), arXiv 2308.09104.

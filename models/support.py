@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ class Support(nn.Module):
     no KL, and further training goes on without it. The masks are buffers, hence part of
     checkpoints.
 
-    :param shapes: by group: ``(units,)``, or ``(units, row length)`` where single weights may go.
+    Args:
+        shapes: by group: ``(units,)``, or ``(units, row length)`` where single weights may go.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -45,9 +47,14 @@ class Support(nn.Module):
     def restrict(self, keep: Mapping[str, Tensor]) -> int:
         """Take out what the masks leave out; what was out stays out.
 
-        :param keep: for any of the groups, a boolean mask ``(units,)`` or of the group's own shape.
-        :returns: how many units or weights were taken out that were in before.
-        :raises ValueError: for a group that has no mask, or a mask of another shape or type.
+        Args:
+            keep: for any of the groups, a boolean mask ``(units,)`` or of the group's own shape.
+
+        Returns:
+            how many units or weights were taken out that were in before.
+
+        Raises:
+            ValueError: for a group that has no mask, or a mask of another shape or type.
         """
         for name, mask in keep.items():
             if name not in self:
@@ -75,6 +82,25 @@ class Support(nn.Module):
         """``(units,)``: whether anything of the unit is in."""
         mask = self[name]
         return mask if mask.dim() == 1 else mask.any(1)
+
+    def log_prior(self) -> float:
+        r"""Log prior probability of this support, nats: what choosing it by the data costs.
+
+        .. math:: \log p(S) = −\log(p + 1) − \log \binom{p}{k}
+
+        for k of p weights (or units) that are in: every size is as probable as any other, and
+        every support of a size. A bound of the pruned model, less this, is one on the log evidence
+        of the mixture of the models of all supports. 0 while everything is in, where nothing was
+        chosen. Without it a bound may exceed the log evidence by what :math:`2^p` supports offer.
+
+        Source: the multiplicity correction of Scott and Berger, Annals of Statistics 38 (2010).
+        """
+        if not self.restricted:
+            return 0.0
+        p = sum(self[name].numel() for name in self)
+        k = sum(int(self[name].sum()) for name in self)
+        choices = math.lgamma(p + 1) - math.lgamma(k + 1) - math.lgamma(p - k + 1)
+        return -math.log(p + 1) - choices
 
     def law(self, name: str, law: TorchDistributionMixin) -> TorchDistributionMixin:
         """``law``, whose batch shape is the mask's, without density or KL for what is out."""

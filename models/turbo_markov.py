@@ -51,23 +51,29 @@ class TurboMarkov(SparseModel):
     Sites: ``{group}.support`` (s), ``{group}.precision`` (ρ), ``{group}.rows`` (w); s and ρ have
     shape ``(units,)``, or ``(units, blocks)``.
 
-    :param density: λ, the prior probability of being in, in (0, 1).
-    :param persistence: κ in [0, 1); 0 makes units independent.
-    :param shape: strength of the prior of ρ of a unit that is in, counted in rows:
-        :math:`a` is ``shape`` times m/2. Large: the unit's weights are Gaussian of one scale. Above
-        ``off_shape``, rows far larger than ``norm`` (11 and more by default) count as out again.
-    :param norm: ``r``, root-mean-square norm of a row at the mean precision of a unit that is in.
-    :param off_shape: the same as ``shape`` of a unit that is out, for :math:`\bar a`. Small: heavy
-        tails, so that a unit counts as out far above ``off_norm``, and is drawn down to it.
-    :param off_norm: :math:`\bar r`, the norm of a unit that is out; below ``norm``.
-    :param block_size: weights a block, or None for whole rows.
-    :raises ValueError: for a number out of range, and for ``prune_inputs``: the hierarchy lives on
-        weights, a gate on inputs has none.
+    Args:
+        density: λ, the prior probability of being in, in (0, 1).
+        persistence: κ in [0, 1); 0 makes units independent.
+        shape: strength of the prior of ρ of a unit that is in, counted in rows:
+            :math:`a` is ``shape`` times m/2. Large: the unit's weights are Gaussian of one scale.
+            Above ``off_shape``, rows far larger than ``norm`` (11 and more by default) count as out
+            again.
+        norm: ``r``, root-mean-square norm of a row at the mean precision of a unit that is in.
+        off_shape: the same as ``shape`` of a unit that is out, for :math:`\bar a`. Small: heavy
+            tails, so that a unit counts as out far above ``off_norm``, and is drawn down to it.
+        off_norm: :math:`\bar r`, the norm of a unit that is out; below ``norm``.
+        block_size: weights a block, or None for whole rows.
+
+    Raises:
+        ValueError: for a number out of range, and for ``prune_inputs``: the hierarchy lives on
+            weights, a gate on inputs has none.
 
     Further parameters: see :class:`~pyro_sparse.models.base.SparseModel`.
     Source: Xia, Tsang, Lau, IEEE TSP 71 (2023), arXiv 2302.10483; docs/turbo_vbi.md says what of
     it is ours.
     """
+
+    not_taken: tuple[str, ...] = ("prune_inputs", "input_inclusion_probability")
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         runs,
     )
     from .export.shipping import compact
-    from .infer.fit import fit
+    from .infer._fit import fit
     from .posterior import Posterior, fit_seeds
     from .runs import zoo
     from .runs.comparison import compare

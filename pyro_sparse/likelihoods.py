@@ -164,7 +164,7 @@ class Normal(Likelihood):
     r"""``y | x ~ N(f(x), 1/β)`` with a learnt noise precision ``β ~ Gamma(shape, rate)``.
 
     Outputs ``(batch, 1)`` or ``(batch,)``. The latent site is ``noise_precision``; its guide is
-    log-normal. ``noise_scale`` fixes the noise's standard deviation instead.
+    a gamma law. ``noise_scale`` fixes the noise's standard deviation instead.
 
     :raises ValueError: where a shape, rate or scale is not positive.
     """

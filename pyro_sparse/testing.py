@@ -1,4 +1,4 @@
-"""The case that every model passes; subclass it to test your own.
+"""The cases that every model and every law pass; subclass them to test your own.
 
 ::
 
@@ -16,6 +16,7 @@ with :func:`pyro_sparse.guides.for_model`, for which yours must be registered; o
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.posterior import Posterior
 
-__all__ = ["ModelTestCase"]
+__all__ = ["DistributionTestCase", "ModelTestCase"]
 
 
 def _raises(function: Callable[[], Any]) -> Exception | None:
@@ -272,3 +273,113 @@ class ModelTestCase:
                 for name, parameter in family.named_parameters():
                     if parameter.shape[:1] == (group.size,) and parameter.grad is not None:
                         assert not bool(parameter.grad[out].any()), f"{group.name}: {name}"
+
+
+class DistributionTestCase:
+    """What holds for every law of single numbers; subclass it to test your own.
+
+    ::
+
+        class TestMyLaw(DistributionTestCase):
+            parameters = {"loc": [0.3, -1.0], "scale": [0.5, 2.0]}
+            grid = (-20.0, 20.0)
+
+            def make_law(self, **parameters):
+                return MyLaw(**parameters, validate_args=False)
+
+    Attributes:
+        parameters: numbers of each parameter, all of one length: the batch.
+        grid: an interval that holds all but 1e-6 of every member's mass.
+        atoms: points that have a probability of their own.
+        values: points inside the support at which derivatives are compared, one a member.
+    """
+
+    parameters: dict[str, list[float]]
+    grid: tuple[float, float]
+    atoms: tuple[float, ...] = ()
+    values: list[float]
+
+    def make_law(self, **parameters: Tensor) -> Any:
+        """The law under test, without validation of its arguments."""
+        raise NotImplementedError
+
+    def _inputs(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        return {name: torch.tensor(v, dtype=dtype) for name, v in self.parameters.items()}
+
+    def _expectation(self, law: Any, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """By quadrature between the atoms, and by the mass on them."""
+        edges = torch.linspace(*self.grid, 200_001, dtype=torch.float64)
+        x = (0.5 * (edges[1:] + edges[:-1])).unsqueeze(-1)
+        total = (law.log_prob(x).exp() * function(x)).sum(0) * (edges[1] - edges[0])
+        for atom in self.atoms:
+            point = torch.full(law.batch_shape, atom, dtype=torch.float64)
+            total = total + law.log_prob(point).exp() * function(point)
+        return total
+
+    def test_density_and_moments(self) -> None:
+        """It integrates to 1; mean and variance are its, and those of 20 000 draws."""
+        law = self.make_law(**self._inputs())
+        close = torch.testing.assert_close
+        mean = self._expectation(law, lambda x: x)
+        variance = self._expectation(law, lambda x: (x - mean).square())
+        close(self._expectation(law, torch.ones_like), torch.ones_like(mean), rtol=0, atol=1e-5)
+        close(law.mean, mean, rtol=1e-4, atol=1e-5)
+        close(law.variance, variance, rtol=1e-4, atol=1e-5)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            draws = law.sample((20_000,))
+        assert bool(((draws.mean(0) - mean).abs() < 5 * (variance / len(draws)).sqrt()).all())
+
+    def test_quantiles(self) -> None:
+        """Where they are offered: icdf and cdf are inverse, and the density is the slope."""
+        law = self.make_law(**self._inputs())
+        value = torch.tensor(self.values, dtype=torch.float64, requires_grad=True)
+        try:
+            probability = law.cdf(value)
+        except NotImplementedError:
+            return
+        torch.testing.assert_close(law.icdf(probability.detach()), value.detach())
+        (slope,) = torch.autograd.grad(probability.sum(), value)
+        torch.testing.assert_close(slope, law.log_prob(value.detach()).exp())
+
+    def test_shapes(self) -> None:
+        """``expand``, ``mask``, ``to_event`` and a pickled copy have the same density."""
+        law = self.make_law(**self._inputs())
+        value = torch.tensor(self.values, dtype=torch.float64)
+        expected, (size,) = law.log_prob(value), law.batch_shape
+        assert law.sample((3,)).shape == (3, size)
+        wide = law.expand([4, size])
+        assert wide.sample().shape == (4, size)
+        assert torch.equal(wide.log_prob(value), expected.expand(4, size))
+        mask = torch.arange(size) > 0
+        assert torch.equal(law.mask(mask).log_prob(value), expected * mask)
+        event = law.to_event(1)
+        assert event.event_shape == (size,)
+        torch.testing.assert_close(event.log_prob(value), expected.sum())
+        assert torch.equal(pickle.loads(pickle.dumps(law)).log_prob(value), expected)
+        assert self.make_law(**self._inputs(torch.float32)).sample().dtype == torch.float32
+
+    def test_derivatives(self) -> None:
+        """Of densities to second order, of draws with fixed noise, and under ``torch.func``."""
+        inputs = [*self._inputs().values(), torch.tensor(self.values, dtype=torch.float64)]
+
+        def log_prob(*inputs: Tensor) -> Tensor:
+            *parameters, value = inputs
+            law = self.make_law(**dict(zip(self.parameters, parameters, strict=True)))
+            return law.log_prob(value)
+
+        batched = torch.func.vmap(log_prob)(*inputs)
+        torch.testing.assert_close(batched, log_prob(*inputs))
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        assert torch.autograd.gradcheck(log_prob, leaves, rtol=1e-4)
+        assert torch.autograd.gradgradcheck(log_prob, leaves, rtol=1e-3, atol=1e-4)
+        if not self.make_law(**dict(zip(self.parameters, leaves[:-1], strict=True))).has_rsample:
+            return
+
+        def draw(*parameters: Tensor) -> Tensor:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)
+                law = self.make_law(**dict(zip(self.parameters, parameters, strict=True)))
+                return law.rsample((5,))
+
+        assert torch.autograd.gradcheck(draw, leaves[:-1], rtol=1e-4)

@@ -56,7 +56,7 @@ def digits() -> "Dataset":
     """The embedded digits."""
     from pyro_sparse import data
 
-    return data.load("digits")
+    return data.load("digits", validation=0.05)
 
 
 @pytest.fixture(scope="module")

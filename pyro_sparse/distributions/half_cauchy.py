@@ -8,7 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Gamma, InverseGamma, constraints
-from torch.distributions.utils import broadcast_all, lazy_property
+from torch.distributions.utils import lazy_property
+
+from pyro_sparse.distributions.analytic import broadcast_floating
 
 __all__ = ["HalfCauchyFactors"]
 
@@ -26,7 +28,8 @@ class HalfCauchyFactors(TorchDistribution):
 
     Source: Neville, Ormerod and Wand 2014; Louizos, Ullrich and Welling 2017.
 
-    :param scale: scale of the half-Cauchy √(ab), positive, any shape.
+    Args:
+        scale: scale of the half-Cauchy √(ab), positive, any shape.
     """
 
     arg_constraints = {"scale": constraints.positive}
@@ -34,7 +37,7 @@ class HalfCauchyFactors(TorchDistribution):
     has_rsample = True
 
     def __init__(self, scale: Tensor | float, validate_args: bool | None = None) -> None:
-        (self.scale,) = broadcast_all(scale)
+        (self.scale,) = broadcast_floating(scale)
         super().__init__(self.scale.shape, torch.Size([2]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> HalfCauchyFactors:

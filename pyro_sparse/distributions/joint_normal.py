@@ -18,9 +18,12 @@ class JointNormal(TorchDistribution):
 
     .. math:: \operatorname{vec}(w) \sim N(\operatorname{vec}(\mu), L L^\top)
 
-    :param loc: means μ, shape (K, m); the event shape.
-    :param scale_tril: lower triangular L with a positive diagonal, shape (K·m, K·m).
-    :raises ValueError: if the shapes do not fit.
+    Args:
+        loc: means μ, shape (K, m); the event shape.
+        scale_tril: lower triangular L with a positive diagonal, shape (K·m, K·m).
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
 
     arg_constraints = {
@@ -36,12 +39,18 @@ class JointNormal(TorchDistribution):
                 "JointNormal needs loc (K, m) and scale_tril (K·m, K·m), got loc "
                 f"{tuple(loc.shape)}, scale_tril {tuple(scale_tril.shape)}"
             )
-        self.loc, self.scale_tril = loc, scale_tril
+        dtype = torch.promote_types(loc.dtype, scale_tril.dtype)
+        if not dtype.is_floating_point:
+            dtype = torch.get_default_dtype()
+        self.loc, self.scale_tril = loc.to(dtype), scale_tril.to(dtype)
         super().__init__(torch.Size(), loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> JointNormal:
         if torch.Size(batch_shape) != self.batch_shape:
-            raise NotImplementedError(f"JointNormal has no batch shape, asked for {batch_shape}")
+            raise NotImplementedError(
+                f"a JointNormal has no batch shape, got {tuple(batch_shape)}; in plates use "
+                "MultivariateNormal"
+            )
         return self
 
     @property

@@ -1,29 +1,31 @@
 r"""Closed-form Kullback-Leibler divergences, registered with ``torch.distributions.kl_divergence``.
 
 Importing :mod:`pyro_sparse.distributions` registers them; ``TraceMeanField_ELBO`` then finds them.
-All are exact but that from :class:`NormalJeffreys`, and written such that saturated probabilities
-and tiny scales keep their gradients.
+None replaces what torch or Pyro have. All are exact but that from :class:`NormalJeffreys`, and
+written such that saturated probabilities and tiny scales keep their gradients. Where the
+slabs of two spike-and-slabs have no closed KL, that of the slabs is estimated by a draw: the
+inclusion's part stays exact, and all of it unbiased.
 """
 
 from __future__ import annotations
 
 import math
+import operator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from pyro.distributions import MaskedDistribution
-from pyro.distributions import Normal as PyroNormal
+from pyro.distributions import Delta, MaskedDistribution, MaskedMixture
 from pyro.distributions.inverse_gamma import InverseGamma as PyroInverseGamma
 from torch import Tensor
 from torch.distributions import (
-    Bernoulli,
     Distribution,
     Gamma,
     Independent,
     InverseGamma,
     LogNormal,
+    MixtureSameFamily,
     Normal,
-    RelaxedBernoulli,
     Uniform,
     kl_divergence,
     register_kl,
@@ -34,12 +36,14 @@ from torch.nn.functional import softplus
 from pyro_sparse.distributions.analytic import (
     factorised_rows_kl,
     gate,
+    is_transformed,
     log_normal_gamma_kl,
     normal_kl,
     spike_and_slab_kl,
     square_norms,
     tied_rows_kl,
 )
+from pyro_sparse.distributions.gated_columns import GatedColumns
 from pyro_sparse.distributions.half_cauchy import HalfCauchyFactors
 from pyro_sparse.distributions.joint_normal import JointNormal
 from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
@@ -62,14 +66,22 @@ def _kl_spike_and_slab(p: SpikeAndSlab, q: SpikeAndSlab) -> Tensor:
     return spike_and_slab_kl(p.logits, q.logits.expand(p.logits.shape), slab)
 
 
-@register_kl(RelaxedBernoulli, Bernoulli)
-def _kl_relaxed_bernoulli_bernoulli(p: RelaxedBernoulli, q: Bernoulli) -> Tensor:
-    """The KL of the Bernoulli that p relaxes; its straight-through samples follow that law."""
-    return _kl_inclusion(p.logits, q.logits)
+@register_kl(SpikeAndSlab, Distribution)
+def _kl_from_continuous(p: SpikeAndSlab, q: Distribution) -> Tensor:
+    """Infinite; estimated by densities at a draw it would be a number without a meaning."""
+    while hasattr(q, "base_dist"):
+        q = q.base_dist
+    library = type(q).__module__.split(".")[0]
+    if library not in ("torch", "pyro") or isinstance(q, _PERHAPS_WITH_ATOMS):
+        raise NotImplementedError(f"KL of {p!r} from {q!r}")
+    raise ValueError(
+        f"KL of a {type(p).__name__} from a {type(q).__name__}, which gives zero no probability, "
+        "is infinite: the model needs the same atom, SpikeAndSlab(probs, slab)"
+    )
 
 
-@register_kl(PyroNormal, PyroNormal)
-def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
+@register_kl(LogScaleNormal, Normal)
+def _kl_log_scale_normal_normal(p: LogScaleNormal, q: Normal) -> Tensor:
     prior_scale = _centred_scale(q)
     if prior_scale is not None and p.batch_shape == q.batch_shape:
         return normal_kl(p.loc, _log_scale(p), prior_scale)
@@ -104,6 +116,15 @@ def _kl_tied_normal_tied_normal(p: TiedNormal, q: TiedNormal) -> Tensor:
     ratio = (p.variance + (p.loc - q.loc).square()) / q.variance
     log_ratio = p.log_scale_sums() - q.log_scale_sums()
     return 0.5 * (ratio.sum(-1) - p.event_shape[0]) - log_ratio
+
+
+@register_kl(GatedColumns, Independent)
+def _kl_gated_columns_independent_normal(p: GatedColumns, q: Independent) -> Tensor:
+    """Averaged over the columns' inclusions: see `GatedColumns`, whose excluded columns are q's."""
+    normal = _row_normal(q)
+    if normal is None:
+        raise NotImplementedError(f"KL of GatedColumns from {q!r}")
+    return p.kl_from(normal)
 
 
 @register_kl(JointNormal, Independent)
@@ -195,11 +216,37 @@ def _kl_inclusion(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return spike_and_slab_kl(p_logits, q_logits, torch.zeros_like(p_logits))
 
 
+def is_closed(p: Distribution, q: Distribution) -> bool:
+    """Whether ``kl_divergence(p, q)`` is one, and the KL of slabs in it no estimate."""
+    inner_p, inner_q = p, q
+    while isinstance(inner_p, Independent):
+        inner_p = inner_p.base_dist
+    while isinstance(inner_q, Independent):
+        inner_q = inner_q.base_dist
+    if isinstance(inner_p, SpikeAndSlab) and isinstance(inner_q, SpikeAndSlab):
+        return is_closed(inner_p.slab, inner_q.slab)
+    try:
+        kl_divergence(p, q)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def _kl_slabs(p: Distribution, q: Distribution) -> Tensor:
-    """kl_divergence(p, q), summing normal rows directly: half the passes over the weights."""
+    """KL of the slabs; where none is registered, an unbiased estimate by a draw of p.
+
+    Normal rows are summed directly: half the passes over the weights.
+    """
     p_normal, q_normal = _row_normal(p), _row_normal(q)
     if p_normal is None or q_normal is None:
-        return kl_divergence(p, q)
+        try:
+            return kl_divergence(p, q)
+        except NotImplementedError:
+            if not p.has_rsample:
+                raise
+            draw = p.rsample()
+            estimate: Tensor = p.log_prob(draw) - q.log_prob(draw)
+            return estimate
     prior_scale = _centred_scale(q_normal)
     if prior_scale is not None and p.batch_shape == q.batch_shape:
         return normal_kl(p_normal.loc, _log_scale(p_normal), prior_scale, by_row=True)
@@ -223,7 +270,8 @@ def _row_normal(distribution: Distribution) -> Normal | None:
     return base if isinstance(base, Normal) else None
 
 
-_CENTRED_SCALES: WeakKeyDictionary[Normal, tuple[tuple[int, int], float | None]]
+_PERHAPS_WITH_ATOMS = (Delta, MaskedMixture, MixtureSameFamily)
+_CENTRED_SCALES: WeakKeyDictionary[Normal, tuple[tuple[Any, ...], float | None]]
 _CENTRED_SCALES = WeakKeyDictionary()
 
 
@@ -233,14 +281,18 @@ def _centred_scale(normal: Normal) -> float | None:
     A prior is mostly that. Models keep theirs, so that looking at the numbers, which waits for a
     device, is done once for as long as they stay.
     """
-    versions = normal.loc._version, normal.scale._version
-    if normal not in _CENTRED_SCALES or _CENTRED_SCALES[normal][0] != versions:
-        loc, scale = _unexpanded(normal.loc), _unexpanded(normal.scale)
-        constant = scale.numel() == 1 and not (loc.requires_grad or scale.requires_grad)
-        constant = constant and not loc.is_meta  # which has shapes only
-        centred = constant and not bool(loc.any())
-        _CENTRED_SCALES[normal] = versions, float(scale) if centred else None
-    return _CENTRED_SCALES[normal][1]
+    loc, scale = normal.loc, normal.scale
+    if is_transformed() or loc.requires_grad or scale.requires_grad:
+        return None
+    version = loc, scale, loc._version, scale._version
+    known = _CENTRED_SCALES.get(normal)
+    if known is not None and all(map(operator.is_, known[0], version)):
+        return known[1]
+    loc, scale = _unexpanded(loc), _unexpanded(scale)
+    one = scale.numel() == 1 and not loc.is_meta  # which has shapes only
+    value = float(scale) if one and not bool(loc.any()) else None
+    _CENTRED_SCALES[normal] = version, value
+    return value
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_sparse.distributions.analytic import normal_draw
+from pyro_sparse.distributions.analytic import broadcast_floating, normal_draw
 
 __all__ = ["LogScaleNormal"]
 
@@ -20,9 +20,12 @@ class LogScaleNormal(Normal):
     The same law as :class:`pyro.distributions.Normal`; its draws and its KL have the gradient in
     log σ itself, without the passes over the weights that a scale in between costs.
 
-    :param loc: μ.
-    :param log_scale: log σ, of the same shape.
-    :raises ValueError: if the shapes differ.
+    Args:
+        loc: μ.
+        log_scale: log σ, of the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
     """
 
     arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}
@@ -33,6 +36,8 @@ class LogScaleNormal(Normal):
                 "LogScaleNormal needs loc and log_scale of one shape, got "
                 f"{tuple(loc.shape)} and {tuple(log_scale.shape)}"
             )
+        if not (loc.is_floating_point() and log_scale.is_floating_point()):
+            loc, log_scale = broadcast_floating(loc, log_scale)
         self.loc, self.log_scale = loc, log_scale
         Distribution.__init__(self, loc.shape, validate_args=validate_args)
 

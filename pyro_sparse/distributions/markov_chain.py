@@ -15,7 +15,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 __all__ = ["MarkovChain"]
 
@@ -34,9 +34,12 @@ class MarkovChain(TorchDistribution):
     Draws carry no gradient: ``has_rsample`` is True for constant logits, where there is none to
     carry, and False for logits that require one (a guide then uses the score function).
 
-    :param initial_logits: α, shape (...).
-    :param transition_logits: β, shape (..., K − 1, 2); the last axis is the state before.
-    :raises ValueError: if the shapes do not fit.
+    Args:
+        initial_logits: α, shape (...).
+        transition_logits: β, shape (..., K − 1, 2); the last axis is the state before.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
 
     arg_constraints = {
@@ -63,8 +66,13 @@ class MarkovChain(TorchDistribution):
                 "MarkovChain needs initial_logits that broadcast with the chains, got "
                 f"{tuple(initial_logits.shape)} and {tuple(transition_logits.shape)}"
             ) from error
-        self.initial_logits = initial_logits.expand(batch)
-        self.transition_logits = transition_logits.expand(batch + transition_logits.shape[-2:])
+        dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
+        if not dtype.is_floating_point:
+            dtype = torch.get_default_dtype()
+        self.initial_logits = initial_logits.to(dtype).expand(batch)
+        self.transition_logits = transition_logits.to(dtype).expand(
+            batch + transition_logits.shape[-2:]
+        )
         event = torch.Size([transition_logits.shape[-2] + 1])
         super().__init__(batch, event, validate_args=validate_args)
 
@@ -75,9 +83,10 @@ class MarkovChain(TorchDistribution):
         :math:`p(s_{j+1} = 1 \mid s_j) = λ + κ (s_j − λ)`: nodes k apart have correlation
         :math:`κ^k`, and a run of ones has mean length :math:`1 / ((1 − κ)(1 − λ))`.
 
-        :param density: λ in (0, 1), shape (...).
-        :param persistence: κ in [0, 1), shape (...).
-        :param length: K.
+        Args:
+            density: λ in (0, 1), shape (...).
+            persistence: κ in [0, 1), shape (...).
+            length: K.
         """
         after_zero = density * (1 - persistence)
         after_one = after_zero + persistence
@@ -133,7 +142,8 @@ class MarkovChain(TorchDistribution):
 
     def _backward(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
         """Log messages (..., K, 2) from the nodes after each one, and evidence (..., K, 2)."""
-        pair = torch.stack([torch.zeros_like(evidence), evidence], -1)
+        # Normalised, where (0, e) would be as good but for an infinite e.
+        pair = _log_pair(evidence)
         steps = _log_pair(self.transition_logits) + pair[..., 1:, None, :]
         # Suffix products are prefix products of the reversed chain, factors swapped.
         flipped = _scan(lambda later, earlier: _log_product(earlier, later), steps.flip(-3))
@@ -143,7 +153,9 @@ class MarkovChain(TorchDistribution):
     def condition(self, evidence: Tensor) -> MarkovChain:
         r"""The chain :math:`∝ p(s) \exp(Σ_j e_j s_j)`: the posterior given evidence by node.
 
-        :param evidence: log-likelihood ratios :math:`e_j`, shape (..., K); −∞ fixes a node at 0.
+        Args:
+            evidence: log-likelihood ratios :math:`e_j`, shape (..., K); −∞ fixes a node at 0 and
+                ∞ at 1.
         """
         messages, _ = self._backward(evidence)
         shift = evidence + messages[..., 1] - messages[..., 0]
@@ -157,7 +169,7 @@ class MarkovChain(TorchDistribution):
         r""":math:`\log E_p \exp(Σ_j e_j s_j)`, shape (...)."""
         messages, pair = self._backward(evidence)
         first = _log_pair(self.initial_logits) + messages[..., 0, :] + pair[..., 0, :]
-        return first.logsumexp(-1)
+        return first.logsumexp(-1) + softplus(evidence).sum(-1)
 
     # -- the distribution ------------------------------------------------------------------------
 

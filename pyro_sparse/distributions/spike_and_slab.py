@@ -6,6 +6,8 @@ probabilities neither overflow nor lose their gradient.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 import torch
@@ -13,7 +15,13 @@ from pyro.distributions import Independent, MaskedDistribution, TorchDistributio
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions import (
+    Distribution,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+    transform_to,
+)
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import logsigmoid
 
@@ -21,14 +29,13 @@ from pyro_sparse.distributions.analytic import straight_through
 from pyro_sparse.distributions.log_scale_normal import LogScaleNormal
 from pyro_sparse.distributions.tied_normal import TiedNormal
 
-__all__ = ["RelaxedSpikeAndSlab", "SpikeAndSlab"]
+__all__ = ["RelaxedSpikeAndSlab", "SpikeAndSlab", "TrapeziumSpikeAndSlab"]
 
 
 class _ZeroOr(constraints.Constraint):
     """Events that are zero in every entry, or satisfy ``base``.
 
-    There is deliberately no bijection to this constraint: a continuous guide has no density with
-    respect to the spike.
+    No bijection leads to it: a continuous guide or chain has no density with respect to the spike.
     """
 
     def __init__(self, base: constraints.Constraint) -> None:
@@ -46,11 +53,28 @@ class _ZeroOr(constraints.Constraint):
         return f"ZeroOr({self.base!r})"
 
 
-class _MixedGradient:
-    """Keeps :meth:`score_parts` alive through ``to_event`` and ``mask``.
+@biject_to.register(_ZeroOr)
+@transform_to.register(_ZeroOr)
+def _no_bijection(constraint: _ZeroOr) -> Any:
+    raise NotImplementedError(
+        "a law with an atom at zero is no image of a real space, which automatic guides and "
+        "gradient-based chains need: give it a guide of its own with SpikeAndSlab or "
+        "RelaxedSpikeAndSlab and leave it out of the automatic one (pyro.poutine.block), or use a "
+        "continuous shrinkage prior"
+    )
 
-    Pyro's Independent assumes that a distribution with ``has_rsample`` needs no score term.
+
+class _MixedGradient:
+    """Keeps draws and score term of a law together through ``to_event`` and ``mask``.
+
+    ``has_rsample`` is False where a draw carries less than the whole gradient, so that whatever
+    only looks at that draws without a gradient and takes the whole log-density as score: unbiased,
+    with more variance. What calls the law and asks for its `score_parts` gets the better estimator.
     """
+
+    def __call__(self, sample_shape: Any = torch.Size()) -> Tensor:
+        draw: Tensor = self.rsample(torch.Size(sample_shape))  # type: ignore[attr-defined]
+        return draw
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
         ndims = (
@@ -83,7 +107,9 @@ class _Independent(_MixedGradient, Independent):  # type: ignore[override]
 
 
 class _Masked(_MixedGradient, MaskedDistribution):
-    pass
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        # A draw that is masked here may still move what comes after it: its score stays whole.
+        return self.base_dist.score_parts(value).scale_and_mask(mask=self._mask)
 
 
 class SpikeAndSlab(_MixedGradient, TorchDistribution):
@@ -97,14 +123,18 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
 
     Samples are hard. Where the slab is reparameterised so is the sample, in the slab's parameters;
     the gradient in :math:`\gamma` is left to the score term, :math:`\log P(z)`, that
-    :meth:`score_parts` hands to ``Trace_ELBO``: the mixed estimator is unbiased. Closed-form
-    ``kl_divergence`` between two of these is in :mod:`pyro_sparse.distributions.kl`.
+    :meth:`score_parts` hands to ``Trace_ELBO``: the mixed estimator is unbiased. The KL between two
+    of these is in :mod:`pyro_sparse.distributions.kl`: that of the inclusions in closed form, and
+    γ times the slabs', closed or by a draw.
 
-    :param probs: inclusion probability γ, in [0, 1], shape broadcastable to the slab's batch shape.
-    :param slab: distribution of an included event; any event shape, continuous.
-    :param logits: log-odds of inclusion; exactly one of ``probs`` and ``logits`` is given.
-    :raises ValueError: for both or neither of ``probs`` and ``logits``, a slab that is no
-        continuous distribution, or shapes that do not broadcast.
+    Args:
+        probs: inclusion probability γ, in [0, 1], broadcastable to the slab's batch shape.
+        slab: distribution of an included event; any event shape, continuous.
+        logits: log-odds of inclusion; exactly one of ``probs`` and ``logits`` is given.
+
+    Raises:
+        ValueError: both or neither of ``probs`` and ``logits``, a slab that is no continuous
+            distribution, or shapes that do not broadcast.
 
     Example::
 
@@ -146,6 +176,7 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
         if probs is not None:
             self.probs = self.probs.expand(batch_shape)
         self.slab = slab if slab.batch_shape == batch_shape else slab.expand(batch_shape)
+        self._reparameterised = self.slab.has_rsample
         super().__init__(batch_shape, slab.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SpikeAndSlab:
@@ -155,6 +186,7 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
         if "probs" in self.__dict__:
             new.probs = self.probs.expand(batch_shape)
         new.slab = self.slab.expand(batch_shape)
+        new._reparameterised = self._reparameterised
         super(SpikeAndSlab, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -164,8 +196,18 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
         return torch.sigmoid(self.logits)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.slab.has_rsample
+    def has_rsample(self) -> bool:
+        """Whether a draw carries the whole gradient: that in the inclusion it cannot."""
+        return self._reparameterised and not self.logits.requires_grad
+
+    @has_rsample.setter
+    def has_rsample(self, value: bool) -> None:
+        if value and not self.has_rsample:
+            raise ValueError(
+                f"{type(self).__name__}: draws cannot be made reparameterised in the inclusion; "
+                "use RelaxedSpikeAndSlab, with a KL instead of a density"
+            )
+        self._reparameterised = value
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
@@ -189,12 +231,13 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         included = self._per_event(self.rsample_inclusion(sample_shape)) > 0
-        draw = self.slab.rsample if self.has_rsample else self.slab.sample
+        draw = self.slab.rsample if self._reparameterised else self.slab.sample
         value = draw(torch.Size(sample_shape))
         # Not a product: an infinite draw of a heavy-tailed slab times zero would be NaN.
         return torch.where(included, value, torch.zeros_like(value))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        _refuse_jacobian()
         if self._validate_args:
             self._validate_sample(value)
         excluded = _is_zero(value, self.event_dim)
@@ -206,7 +249,8 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
         )
 
     def score_parts(self, value: Tensor) -> ScoreParts:
-        if not self.has_rsample:
+        # A value without a gradient was drawn by somebody who looked at has_rsample.
+        if self.has_rsample or not (self._reparameterised and value.requires_grad):
             return super().score_parts(value)
         log_prob = self.log_prob(value)
         excluded = _is_zero(value, self.event_dim)
@@ -218,15 +262,17 @@ class SpikeAndSlab(_MixedGradient, TorchDistribution):
         return value.reshape(value.shape + (1,) * self.event_dim)
 
     def _feasible(self) -> Tensor:
-        """A constant inside the slab's support: its mean, or 'zero' where that is not finite."""
+        """A constant inside the slab's support: its mean, or 'zero', or else a draw."""
         shape = self.slab.batch_shape + self.slab.event_shape
-        zero = torch.zeros(shape, **_like(self.slab))
-        point = transform_to(self.slab.support)(zero).detach()
-        try:
+        mean = None
+        with contextlib.suppress(NotImplementedError):
             mean = self.slab.mean.detach()
-        except NotImplementedError:
-            return point
-        return torch.where(mean.isfinite(), mean, point)
+        try:
+            zero = torch.zeros(shape, **_like(self.slab))
+            point = transform_to(self.slab.support)(zero).detach()
+        except NotImplementedError:  # as of mixtures, whose support is nowhere registered
+            point = self.slab.sample() if mean is None else mean
+        return point if mean is None else torch.where(mean.isfinite(), mean, point)
 
 
 class RelaxedSpikeAndSlab(SpikeAndSlab):
@@ -241,20 +287,26 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
     so that P(z = 1) = γ exactly while the gradient is that of the concrete distribution: biased,
     with low variance. ``straight_through=False`` uses the soft s forward, too.
     ``log_prob``, ``mean``, ``variance`` and the KL are those of the exact law, and there is no
-    score term. A soft sample is never exactly zero: use it with a closed-form KL only (as in
-    ``TraceMeanField_ELBO``), not with a sampled one.
+    score term. The draws with their gradient have no density: use them where the KL is all that is
+    asked for, as in ``TraceMeanField_ELBO``. A loss that takes the gradient of a draw's log-density
+    raises in its first backward pass. Without a gradient to be had (``torch.no_grad``, ``sample``)
+    draws are those of the exact law.
 
     Source: Maddison et al. 2017, Jang et al. 2017 (binary concrete, straight-through).
 
-    :param temperature: positive, broadcastable to the batch shape.
-    :param probs: see :class:`SpikeAndSlab`.
-    :param slab: reparameterised distribution of an included event.
-    :param logits: see :class:`SpikeAndSlab`.
-    :param straight_through: hard forward and soft backward (True), or soft both ways.
-    :raises ValueError: as :class:`SpikeAndSlab`, and for a slab without ``rsample``.
+    Args:
+        temperature: positive, broadcastable to the batch shape.
+        probs: see :class:`SpikeAndSlab`.
+        slab: reparameterised distribution of an included event.
+        logits: see :class:`SpikeAndSlab`.
+        straight_through: hard forward and soft backward (True), or soft both ways.
+
+    Raises:
+        ValueError: as :class:`SpikeAndSlab`, and a slab without ``rsample``.
     """
 
     arg_constraints = {**SpikeAndSlab.arg_constraints, "temperature": constraints.positive}
+    has_rsample = True
 
     def __init__(
         self,
@@ -288,7 +340,9 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
         uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         noise = torch.logit(uniform, torch.finfo(uniform.dtype).eps)
         logits = self.logits.expand(shape)
-        return straight_through(logits, noise, self.temperature, self.straight_through)
+        # Where nobody asks for a gradient there is no reason not to draw from the law itself.
+        hard = self.straight_through or not torch.is_grad_enabled()
+        return straight_through(logits, noise, self.temperature, hard)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         inclusion, shape = self.rsample_inclusion(sample_shape), torch.Size(sample_shape)
@@ -298,11 +352,97 @@ class RelaxedSpikeAndSlab(SpikeAndSlab):
             return rows.rsample(shape, inclusion)
         return self._per_event(inclusion) * slab.rsample(shape)
 
-    def score_parts(self, value: Tensor) -> ScoreParts:
-        # The part of a fully reparameterised distribution, whatever z was made of.
-        log_prob = self.log_prob(value)
-        none: Any = 0
-        return ScoreParts(log_prob=log_prob, score_function=none, entropy_term=log_prob)
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = super().log_prob(value)
+        if log_prob.requires_grad and (value.requires_grad or not self.straight_through):
+            if torch._C._get_tracing_state() is not None:
+                raise RuntimeError(_NO_DENSITY)
+            log_prob.register_hook(_refuse_gradient)
+        return log_prob
+
+    score_parts = TorchDistribution.score_parts  # type: ignore[assignment]
+
+
+_NO_DENSITY = (
+    "the draws of a RelaxedSpikeAndSlab have no density, so this estimator's gradient would be "
+    "wrong: use TraceMeanField_ELBO or pyro_sparse.infer.ELBO with a SpikeAndSlab as prior, which "
+    "need their KL only, or SpikeAndSlab in the guide"
+)
+
+
+def _refuse_gradient(gradient: Tensor) -> None:
+    """Where a relaxed draw's log-density enters a loss; evaluating it alone is no harm."""
+    raise RuntimeError(_NO_DENSITY)
+
+
+_TRANSFORMED = TransformedDistribution.log_prob.__code__
+
+
+def _refuse_jacobian() -> None:
+    """A transform's Jacobian would multiply the probability of the atom, too.
+
+    A TransformedDistribution asks its base for nothing that would tell it from any other caller, so
+    that one has to look who calls.
+    """
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "log_prob":
+        if frame.f_code is _TRANSFORMED and frame.f_locals["self"].transforms:
+            raise NotImplementedError(
+                "a TransformedDistribution would multiply the atom of a SpikeAndSlab by its "
+                "Jacobian: transform the slab, SpikeAndSlab(probs, TransformedDistribution(slab, "
+                "transforms)), or the draw in the model"
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+class TrapeziumSpikeAndSlab(RelaxedSpikeAndSlab):
+    r"""The law of :class:`SpikeAndSlab`, with a gradient in the inclusion by the trapezium rule.
+
+    Draws are exact. With f what is averaged, the gradient is
+
+    .. math::
+        \frac{∂}{∂\,\text{logit}\,γ} E f = γ(1 − γ)\,(f(1) − f(0)) ≈
+        γ(1 − γ)\,\frac{f'(0) + f'(1)}{2},
+
+    of which a draw z gives one side, divided by the probability of z: f' times half the
+    probability of the other value. That is *unbiased* wherever f is quadratic in each inclusion
+    given the others, as the log-likelihood of a linear network with normal errors is, and right to
+    second order elsewhere; it needs one evaluation, no temperature and no noise but z. (The
+    straight-through estimator weighs the two sides by temperature and γ, and wrongly.)
+
+    Source: Liu, Dong, Liu, Yu, Gao, NeurIPS 2023 (ReinMax), for two categories.
+
+    Args:
+        probs: see :class:`SpikeAndSlab`.
+        slab: reparameterised distribution of an included event.
+        logits: see :class:`SpikeAndSlab`.
+    """
+
+    arg_constraints = SpikeAndSlab.arg_constraints
+
+    def __init__(
+        self,
+        probs: Tensor | float | None = None,
+        slab: Distribution | None = None,
+        logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        # The temperature of a relaxation, of which there is none.
+        super().__init__(1.0, probs, slab, logits, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TrapeziumSpikeAndSlab:
+        new = self._get_checked_instance(TrapeziumSpikeAndSlab, _instance)
+        expanded: TrapeziumSpikeAndSlab = super().expand(batch_shape, _instance=new)
+        return expanded
+
+    def rsample_inclusion(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws z alone, with its gradient; shape ``sample_shape + batch_shape``."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        logits = self.logits.expand(shape)
+        probability = logits.detach().sigmoid()
+        inclusion = torch.bernoulli(probability)
+        other = torch.where(inclusion > 0, 1 - probability, probability)
+        return inclusion + 0.5 * other * (logits - logits.detach())
 
 
 def _is_zero(value: Tensor, event_dim: int) -> Tensor:
@@ -312,9 +452,11 @@ def _is_zero(value: Tensor, event_dim: int) -> Tensor:
 
 def _like(distribution: Distribution) -> dict[str, Any]:
     """dtype and device of a distribution's parameters, so that plain numbers can follow them."""
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
+    inner = []
     for value in vars(distribution).values():
         if isinstance(value, Tensor) and value.is_floating_point():
             return {"dtype": value.dtype, "device": value.device}
-    return {"dtype": torch.get_default_dtype()}
+        if isinstance(value, Distribution):
+            inner.append(value)
+    found = [like for like in map(_like, inner) if "device" in like]
+    return found[-1] if found else {"dtype": torch.get_default_dtype()}

@@ -27,10 +27,13 @@ class TiedNormal(TorchDistribution):
     the k-tied Normal of Swiatkowski et al. (ICML 2020), :math:`σ_i = u v_i`; for larger k theirs
     adds scales where this one adds variances, so that those of a layer's outputs stay k products.
 
-    :param loc: means μ, shape (..., m).
-    :param row_scale: u > 0, shape (...), or (..., k) where ``column_scale`` is a matrix.
-    :param column_scale: v > 0, shape (m,), or (k, m).
-    :raises ValueError: if the shapes do not fit.
+    Args:
+        loc: means μ, shape (..., m).
+        row_scale: u > 0, shape (...), or (..., k) where ``column_scale`` is a matrix.
+        column_scale: v > 0, shape (m,), or (k, m).
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
 
     arg_constraints = {
@@ -49,7 +52,10 @@ class TiedNormal(TorchDistribution):
         column_scale: Tensor,
         validate_args: bool | None = None,
     ) -> None:
+        if not loc.is_floating_point():
+            loc = loc.to(torch.get_default_dtype())
         row_scale = torch.as_tensor(row_scale, dtype=loc.dtype, device=loc.device)
+        column_scale = column_scale.to(loc.dtype)
         if column_scale.dim() not in (1, 2) or loc.shape[-1:] != column_scale.shape[-1:]:
             raise ValueError(
                 "TiedNormal needs loc (..., m) and column_scale (m,) or (k, m), got "
@@ -81,9 +87,10 @@ class TiedNormal(TorchDistribution):
     def from_logs(cls, loc: Tensor, row_log_scale: Tensor, column_log_scale: Tensor) -> TiedNormal:
         """With log u and log v, whose gradients then need no scale in between.
 
-        :param loc: μ, ``(..., m)``.
-        :param row_log_scale: log u, ``(...)`` or ``(..., k)``.
-        :param column_log_scale: log v, ``(m,)`` or ``(k, m)``.
+        Args:
+            loc: μ, ``(..., m)``.
+            row_log_scale: log u, ``(...)`` or ``(..., k)``.
+            column_log_scale: log v, ``(m,)`` or ``(k, m)``.
         """
         new = cls.__new__(cls)
         new.loc = loc

@@ -6,7 +6,8 @@ a Gauss-Legendre rule in float64 on that part of [low, high] which holds all but
 relative to the mode. The density is entire and falls by a fixed factor there, so that 48 nodes
 reach rounding error in the centre and in the tails alike. Gradients are moments of the same rule.
 
-Statistics and samples are differentiable in loc and scale, once; bounds are constants.
+Either end may be infinite. Statistics, densities and samples are differentiable in all parameters
+and in values, as often as one likes; once in loc and scale is what is fast.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
-from torch.distributions.utils import broadcast_all
+
+from pyro_sparse.distributions.analytic import Fused, broadcast_floating, is_transformed
 
 __all__ = ["LogUniform", "TruncatedLogNormal", "TruncatedNormal"]
 
@@ -30,6 +31,7 @@ _NODES = 48
 _DROP = 40.0  # the rule ends where the log density is this far below its maximum
 _TAIL = 5.0  # standardised distance from which samples are drawn in the tail's own scale
 _SLOPE = math.sqrt(math.pi / 2)  # erfcx(x / √2) times this is 1 over the hazard rate at x
+_FAR = 1e150
 _FEW = 4096  # up to so many draws the tail is computed whether there is one or not
 
 
@@ -52,7 +54,7 @@ class _Truncated(TorchDistribution):
         high: Tensor | float,
         validate_args: bool | None = None,
     ) -> None:
-        self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
+        self.loc, self.scale, self.low, self.high = broadcast_floating(loc, scale, low, high)
         super().__init__(self.loc.shape, validate_args=validate_args)
         if self._validate_args:
             _check_bounds(self)
@@ -78,20 +80,23 @@ class TruncatedNormal(_Truncated):
 
     Statistics are computed in float64 and returned in the parameters' dtype. The location may lie
     far outside the interval. Samples are reparameterised by the inverse of the cumulative
-    distribution function, in loc and scale.
+    distribution function, in all four parameters.
 
-    :param loc: location μ of the untruncated normal.
-    :param scale: scale σ > 0 of the untruncated normal.
-    :param low: finite lower end.
-    :param high: finite upper end, above ``low``.
-    :raises ValueError: for bounds that are infinite or not in order.
+    Args:
+        loc: location μ of the untruncated normal.
+        scale: scale σ > 0 of the untruncated normal.
+        low: lower end; may be −∞.
+        high: upper end, above ``low``; may be ∞.
+
+    Raises:
+        ValueError: the bounds are not in order.
     """
 
     _shared: tuple[_Together, int] | None = None
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        return constraints.interval(self.low, self.high)
+        return _between(self.low, self.high)
 
     def split(self, sizes: Sequence[int]) -> list[TruncatedNormal]:
         """Laws of parts of the last batch axis, which are drawn and have their entropy together.
@@ -99,7 +104,8 @@ class TruncatedNormal(_Truncated):
         What one of them is asked for is computed for all: some hundred operations on a few numbers
         take as long for one part as for all. A draw of a part is independent of its earlier ones.
 
-        :param sizes: of the parts; their sum is that of the axis.
+        Args:
+            sizes: of the parts; their sum is that of the axis.
         """
         together = _Together(self, tuple(sizes))
         whole = self.loc, self.scale, self.low, self.high
@@ -129,8 +135,7 @@ class TruncatedNormal(_Truncated):
         if self._shared is not None:
             together, index = self._shared
             return together.entropies[index]
-        parameters = (self.loc, self.scale, self.low, self.high)
-        entropy: Tensor = _Entropy.apply(*(value.double() for value in parameters))
+        entropy: Tensor = _fused(_Entropy, self.loc, self.scale, self.low, self.high)
         return entropy
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -144,17 +149,18 @@ class TruncatedNormal(_Truncated):
 
     def log_mass(self, low: Tensor | float, high: Tensor | float) -> Tensor:
         """log P(low ≤ X ≤ high), accurate in both tails; -inf where nothing overlaps."""
+        loc, scale, bottom, top = (v.double() for v in (self.loc, self.scale, self.low, self.high))
         low, high = (
-            torch.as_tensor(v, dtype=torch.float64, device=self.loc.device).clamp(
-                self.low, self.high
-            )
+            torch.as_tensor(v, dtype=torch.float64, device=loc.device).clamp(bottom, top)
             for v in (low, high)
         )
+        some = low < high
+        # Where there is nothing, the whole stands in: the log of 0 has no gradient.
+        low, high = torch.where(some, low, bottom), torch.where(some, high, top)
         mode, log_integral, _, _ = self._moments()
-        loc, scale = self.loc.double(), self.scale.double()
-        part_mode, part, _, _ = _moments(loc, scale, low, torch.maximum(low, high))
+        part_mode, part, _, _ = _moments(loc, scale, low, high)
         log_mass = self._log_ratio(part_mode, mode) + part - log_integral
-        return torch.where(low < high, log_mass, -math.inf).to(self.loc.dtype)
+        return torch.where(some, log_mass, -math.inf).to(self.loc.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -162,21 +168,12 @@ class TruncatedNormal(_Truncated):
         return self.log_mass(self.low, value).exp()
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The quantile of each probability, differentiable in loc and scale (not in ``value``)."""
-        with torch.no_grad():
-            sample, by_loc, by_scale = _truncated_quantile(
-                self.loc.double(),
-                self.scale.double(),
-                self.low.double(),
-                self.high.double(),
-                value.double(),
-            )
-        dtype = self.loc.dtype
-        sample = sample.to(dtype).clamp(self.low.detach(), self.high.detach())
-        # Adds exactly 0: these two terms only carry the implicit derivatives at fixed probability.
-        from_loc = by_loc.to(dtype) * (self.loc - self.loc.detach())
-        from_scale = by_scale.to(dtype) * (self.scale - self.scale.detach())
-        return sample + from_loc + from_scale
+        """The quantile of each probability."""
+        parameters = self.loc, self.scale, self.low, self.high, value
+        sample = _Quantile.of(*torch.broadcast_tensors(*(v.double() for v in parameters)))
+        bounds = self.low.detach(), self.high.detach()
+        quantile: Tensor = sample.to(self.loc.dtype).clamp(*bounds)
+        return quantile
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         if self._shared is not None:
@@ -191,13 +188,11 @@ class TruncatedNormal(_Truncated):
         mode, log_integral, _, _ = self._moments()
         scale = self.scale.double()
         shifted = self.loc.double() + order * scale.square()
-        top, tilted, _, _ = _moments(shifted, scale, self.low.double(), self.high.double())
+        top, tilted, _, _ = _moments(shifted, scale, self.low, self.high)
         return order * top + self._log_ratio(top, mode) + tilted - log_integral
 
     def _moments(self) -> tuple[Tensor, ...]:
-        return _moments(
-            self.loc.double(), self.scale.double(), self.low.double(), self.high.double()
-        )
+        return _moments(self.loc, self.scale, self.low, self.high)
 
     def _log_ratio(self, value: Tensor, mode: Tensor) -> Tensor:
         """log p(value) - log p(mode), without the cancellation of two squares."""
@@ -234,16 +229,19 @@ class TruncatedLogNormal(_Truncated):
     Moments are computed in log space and float64. Source: the multiplicative noise of Neklyudov,
     Molchanov, Ashukha and Vetrov 2017.
 
-    :param loc: location μ of log θ.
-    :param scale: scale σ > 0 of log θ.
-    :param low: finite lower end of log θ.
-    :param high: finite upper end of log θ, above ``low``.
-    :raises ValueError: for bounds that are infinite or not in order.
+    Args:
+        loc: location μ of log θ.
+        scale: scale σ > 0 of log θ.
+        low: lower end of log θ; may be −∞.
+        high: upper end of log θ, above ``low``; may be ∞.
+
+    Raises:
+        ValueError: the bounds are not in order.
     """
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        return _exponential_interval(self.low, self.high)
+        return _exponential(self.low, self.high)
 
     @functools.cached_property
     def log_distribution(self) -> TruncatedNormal:
@@ -294,12 +292,14 @@ class TruncatedLogNormal(_Truncated):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        logarithm = value.double().log()
+        positive = value > 0
+        logarithm = torch.where(positive, value, 1.0).double().log()
         # exp and log of a bound need not return to the bound.
-        inside = torch.where(
-            self.support.check(value), logarithm.clamp(self.low, self.high), logarithm
-        )
-        return self.log_distribution.log_prob(inside) - logarithm.to(self.loc.dtype)
+        slack = 8 * torch.finfo(self.loc.dtype).eps
+        inside = logarithm.clamp(self.low, self.high)
+        inside = torch.where((logarithm - inside).abs() <= slack, inside, logarithm)
+        log_prob = self.log_distribution.log_prob(inside) - logarithm.to(self.loc.dtype)
+        return torch.where(positive, log_prob, -math.inf)
 
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -307,7 +307,7 @@ class TruncatedLogNormal(_Truncated):
         return self.log_distribution.cdf(value.double().log())
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The quantile of each probability, differentiable in loc and scale (not in ``value``)."""
+        """The quantile of each probability."""
         return self.log_distribution.icdf(value).exp()
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -321,9 +321,12 @@ class LogUniform(TorchDistribution):
         p(\theta) = \frac{1}{\theta\, (\text{high} - \text{low})}, \qquad
         \text{low} \le \log \theta \le \text{high}
 
-    :param low: finite lower end of log θ.
-    :param high: finite upper end of log θ, above ``low``.
-    :raises ValueError: for bounds that are infinite or not in order.
+    Args:
+        low: finite lower end of log θ.
+        high: finite upper end of log θ, above ``low``.
+
+    Raises:
+        ValueError: the bounds are infinite or not in order.
     """
 
     arg_constraints = {
@@ -335,10 +338,10 @@ class LogUniform(TorchDistribution):
     def __init__(
         self, low: Tensor | float, high: Tensor | float, validate_args: bool | None = None
     ) -> None:
-        self.low, self.high = broadcast_all(low, high)
+        self.low, self.high = broadcast_floating(low, high)
         super().__init__(self.low.shape, validate_args=validate_args)
         if self._validate_args:
-            _check_bounds(self)
+            _check_bounds(self, finite=True)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LogUniform:
         new = self._get_checked_instance(LogUniform, _instance)
@@ -350,7 +353,7 @@ class LogUniform(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        return _exponential_interval(self.low, self.high)
+        return _exponential(self.low, self.high)
 
     @property
     def mean(self) -> Tensor:
@@ -369,8 +372,11 @@ class LogUniform(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        log_prob = -value.log() - (self.high - self.low).log()
-        return torch.where(self.support.check(value), log_prob, -math.inf)
+        positive = value > 0
+        logarithm = torch.where(positive, value, 1.0).log()
+        slack = 8 * torch.finfo(self.low.dtype).eps  # exp and log of a bound need not return to it
+        inside = positive & (self.low - slack <= logarithm) & (logarithm <= self.high + slack)
+        return torch.where(inside, -logarithm - (self.high - self.low).log(), -math.inf)
 
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -385,19 +391,41 @@ class LogUniform(TorchDistribution):
         return self.icdf(torch.rand(shape, dtype=self.low.dtype, device=self.low.device))
 
 
-def _check_bounds(distribution: Any) -> None:
+def _check_bounds(distribution: Any, finite: bool = False) -> None:
     low, high = distribution.low, distribution.high
-    if not ((low < high) & low.isfinite() & high.isfinite()).all():
+    right = low < high
+    if finite:
+        right = right & low.isfinite() & high.isfinite()
+    if not right.all():
         raise ValueError(
-            f"{type(distribution).__name__} needs finite bounds with low < high, "
-            f"got low {low} and high {high}"
+            f"{type(distribution).__name__} needs {'finite ' if finite else ''}bounds with "
+            f"low < high, got low {low} and high {high}"
         )
 
 
-def _exponential_interval(low: Tensor, high: Tensor) -> constraints.Constraint:
+class _Between(constraints.interval):
+    """Some ends are finite and some are not, which no one bijection leads to."""
+
+
+def _between(low: Tensor, high: Tensor) -> constraints.Constraint:
+    """[low, high], named such that ``biject_to`` knows which ends there are."""
+    below, above = low.isinf(), high.isinf()
+    if not (below.any() or above.any()):
+        return constraints.interval(low, high)
+    if below.all() and above.all():
+        return constraints.real
+    if above.all() and not below.any():
+        return constraints.greater_than_eq(low)
+    if below.all() and not above.any():
+        return constraints.less_than(torch.nextafter(high, torch.full_like(high, math.inf)))
+    return _Between(low, high)
+
+
+def _exponential(low: Tensor, high: Tensor) -> constraints.Constraint:
     """[exp(low), exp(high)], with room for the rounding of exp and log."""
     slack = 8 * torch.finfo(low.dtype).eps
-    return constraints.interval(low.exp() * (1 - slack), high.exp() * (1 + slack))
+    low, high = low.exp() * (1 - slack), high.exp() * (1 + slack)
+    return constraints.positive if not low.any() and high.isinf().all() else _between(low, high)
 
 
 @functools.lru_cache
@@ -428,28 +456,31 @@ class _Rule(NamedTuple):
 
 def _rule(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> _Rule:
     """By quadrature: one node holds exp(-r (r + 2 (c - loc)) / (2 scale²))."""
-    mode = loc.clamp(low, high)
+    # The rule holds for any point c and cut, which therefore have no gradient.
+    mode = loc.detach().clamp(low.detach(), high.detach())
     distance = mode - loc
-    slope = distance.abs().div_(scale)
+    slope = distance.detach().abs() / scale.detach()
     # Root v of v²/2 + slope · v = _DROP: the standardised distance over which p falls by that.
-    reach = (scale * (2 * _DROP)).div_((slope.square() + 2 * _DROP).sqrt_().add_(slope))
+    reach = scale.detach() * (2 * _DROP) / ((slope.square() + 2 * _DROP).sqrt() + slope)
     left, right = torch.minimum(mode - low, reach), torch.minimum(high - mode, reach)
     span = left + right
     # Nodes are the first axis: sums over them then run along memory.
     nodes, weights = (part.reshape(-1, *[1] * loc.dim()) for part in _legendre(loc.device))
     offset = torch.addcmul(-left, span, nodes)
-    mass = (offset + 2 * distance).mul_(offset)
-    mass = mass.mul_(-0.5 / scale.square()).exp_().mul_(weights)
+    mass = weights * ((offset + 2 * distance) * offset * (-0.5 / scale.square())).exp()
     total = mass.sum(0)
-    log_integral = (span * total).log_()
-    mean = (mass * offset).sum(0).div_(total)
-    centred = offset.sub_(mean)
-    mass *= centred  # whose sum is 0
-    second, third, fourth = (mass.mul_(centred).sum(0).div_(total) for _ in range(3))
-    return _Rule(mode, distance, log_integral, mean, second, third, fourth)
+    log_integral = (span * total).log()
+    mean = (mass * offset).sum(0) / total
+    centred = offset - mean
+    powers = mass * centred  # whose sum is 0
+    moments = []
+    for _ in range(3):
+        powers = powers * centred
+        moments.append(powers.sum(0) / total)
+    return _Rule(mode, distance, log_integral, mean, *moments)
 
 
-class _Moments(torch.autograd.Function):
+class _Moments(Fused):
     """The mode, log integral, mean and variance of a rule.
 
     Differentiating a node in loc and scale multiplies it by r / scale² and
@@ -457,18 +488,23 @@ class _Moments(torch.autograd.Function):
     """
 
     @staticmethod
+    def plain(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+        rule = _rule(loc, scale, low, high)
+        return rule.mode, rule.log_integral, rule.mean, rule.second
+
+    @staticmethod
     def forward(
         ctx: Any, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, ...]:
         mode, distance, log_integral, mean, second, third, fourth = _rule(loc, scale, low, high)
-        ctx.save_for_backward(scale, distance, mean, second, third, fourth)
+        ctx.save_for_backward(loc, scale, low, high, distance, mean, second, third, fourth)
+        ctx.constants = ()
         ctx.mark_non_differentiable(mode)
         return mode, log_integral, mean, second
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale, distance, mean, second, third, fourth = ctx.saved_tensors
+    def slope(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _, scale, _, _, distance, mean, second, third, fourth = ctx.saved_tensors
         _, by_integral, by_mean, by_variance = gradients
         from_loc = 2 * (mean + distance)
         energy = second + mean * (mean + 2 * distance)
@@ -481,7 +517,7 @@ class _Moments(torch.autograd.Function):
         return loc / scale.square(), of_scale / scale.pow(3), None, None
 
 
-class _Entropy(torch.autograd.Function):
+class _Entropy(Fused):
     """The entropy, log integral + E e / (2 scale²) with e = r (r + 2 (c - loc)).
 
     Its derivatives are covariances with the scores: Cov(e, r) / (2 scale⁴) in loc and
@@ -490,18 +526,26 @@ class _Entropy(torch.autograd.Function):
     """
 
     @staticmethod
+    def plain(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        rule = _rule(loc, scale, low, high)
+        energy = rule.second + rule.mean * (rule.mean + 2 * rule.distance)
+        return rule.log_integral + 0.5 * energy / scale.square()
+
+    @staticmethod
     def forward(ctx: Any, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         _, distance, log_integral, mean, second, third, fourth = _rule(loc, scale, low, high)
         half_precision = 0.5 / scale.square()
         from_loc = mean + distance
         energy = torch.addcmul(second, from_loc + distance, mean)
-        ctx.save_for_backward(scale, half_precision, from_loc, second, third, fourth)
+        ctx.save_for_backward(
+            loc, scale, low, high, half_precision, from_loc, second, third, fourth
+        )
+        ctx.constants = ()
         return log_integral.addcmul_(energy, half_precision)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scale, half_precision, from_loc, second, third, fourth = ctx.saved_tensors
+    def slope(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _, scale, _, _, half_precision, from_loc, second, third, fourth = ctx.saved_tensors
         moved = from_loc * second
         covariance = torch.add(third, moved, alpha=2)
         moved.add_(third).mul_(from_loc)
@@ -511,23 +555,72 @@ class _Entropy(torch.autograd.Function):
 
 
 def _moments(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
-    return _Moments.apply(*torch.broadcast_tensors(loc, scale, low, high))
+    return _fused(_Moments, loc, scale, low, high)
+
+
+def _fused(function: type[Fused], *parameters: Tensor) -> Any:
+    """In float64; written-out derivatives are those in loc and scale only."""
+    loc, scale, low, high = torch.broadcast_tensors(*(value.double() for value in parameters))
+    bounds = torch.is_grad_enabled() and (low.requires_grad or high.requires_grad)
+    return (function.plain if bounds else function.of)(loc, scale, low, high)
+
+
+class _Quantile(Fused):
+    """x with P(X ≤ x) = p. Its derivatives are those of the implicit function."""
+
+    @staticmethod
+    def plain(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, probability: Tensor) -> Tensor:
+        # Newton's steps from the root itself: each doubles the order that derivatives are right to.
+        root = (value.detach() for value in (loc, scale, low, high, probability))
+        value, *_ = _truncated_quantile(*root)
+        law = TruncatedNormal(loc, scale, low, high, validate_args=False)
+        lower_half = probability < 0.5
+        p = torch.where(lower_half, probability, 1 - probability)
+        for _ in range(2):
+            below, above = law.log_mass(low, value), law.log_mass(value, high)
+            log_tail = torch.where(lower_half, below, above)
+            rate = (law.log_prob(value) - log_tail).exp()
+            gap = torch.where(lower_half, log_tail - p.log(), p.log() - log_tail)
+            value = value - (gap - gap.detach()) / rate
+        return value
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Tensor) -> Tensor:
+        value, *derivatives = _truncated_quantile(*arguments)
+        ctx.save_for_backward(*arguments, value, *derivatives)
+        ctx.constants = ()
+        return value
+
+    @staticmethod
+    def slope(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        loc, scale, low, high, _, value, *derivatives = ctx.saved_tensors
+        if ctx.needs_input_grad[4]:
+            law = TruncatedNormal(loc, scale, low, high, validate_args=False)
+            derivatives.append((-law.log_prob(value)).exp())
+        else:
+            derivatives.append(value)  # which nobody looks at
+        return tuple(
+            gradient * derivative if wanted else None
+            for derivative, wanted in zip(derivatives, ctx.needs_input_grad, strict=True)
+        )
 
 
 def _truncated_quantile(
     loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, probability: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantiles of a truncated normal, and their derivatives in loc and in scale.
+) -> tuple[Tensor, ...]:
+    """Quantiles of a truncated normal, and their derivatives in loc, scale, low and high.
 
     With t = (x - loc) / scale in [a, b] and Φ(t) = (1 - p) Φ(a) + p Φ(b), the derivatives follow
     from dt/da = (1 - p) φ(a)/φ(t) =: A and dt/db = p φ(b)/φ(t) =: B:
-    dx/dloc = 1 - A - B and dx/dscale = t - a A - b B.
+    dx/dloc = 1 - A - B, dx/dscale = t - a A - b B, and A and B are those in the ends.
     """
     # Mirrored where the upper tail is nearer, so that Φ is only evaluated where it is precise.
     mirrored = low + high > 2 * loc
     signed = torch.where(mirrored, -scale, scale)
     far, near = torch.where(mirrored, high, low), torch.where(mirrored, low, high)
-    a, b = (far - loc).div_(signed), (near - loc).div_(signed)
+    # An infinite end is one so far away that squares still have a number.
+    a, b = ((end - loc) / signed for end in (far, near))
+    a, b = a.clamp(min=-_FAR), b.clamp(max=_FAR)
     epsilon = torch.finfo(probability.dtype).eps / 2
     p = torch.where(mirrored, 1 - probability, probability).clamp(epsilon, 1 - epsilon)
     q = 1 - p
@@ -539,19 +632,21 @@ def _truncated_quantile(
     sample = torch.addcmul(loc, signed, t)
     in_tail = b < -_TAIL
     # Asking costs more than computing it for a few, and a step that asks cannot be recorded.
-    if in_tail.numel() <= _FEW or in_tail.any():
+    if in_tail.numel() <= _FEW or is_transformed() or in_tail.any():
         # Here t would round to b, or to infinity: the distance from b is what is known.
-        beyond = _tail_distance(b.clamp(max=-_TAIL).neg_(), width, q)
-        beyond = torch.minimum(beyond.clamp_(min=0), width)
+        beyond = _tail_distance(-b.clamp(max=-_TAIL), width, q)
+        beyond = torch.minimum(beyond.clamp(min=0), width)
         t, distance = torch.where(in_tail, b - beyond, t), torch.where(in_tail, beyond, distance)
         sample = torch.where(in_tail, torch.addcmul(near, signed, beyond, value=-1), sample)
 
     to_low = width - distance
-    by_a = torch.add(a, to_low, alpha=0.5).mul_(to_low).exp_().mul_(q)
-    by_b = torch.sub(0.5 * distance, b).mul_(distance).exp_().mul_(p)
-    by_loc = (1 - by_a).sub_(by_b)
-    by_scale = (t * by_loc).addcmul_(to_low, by_a).addcmul_(distance, by_b, value=-1)
-    return sample, by_loc, torch.where(mirrored, -by_scale, by_scale)
+    by_a = q * ((a + 0.5 * to_low) * to_low).exp()
+    by_b = p * ((0.5 * distance - b) * distance).exp()
+    by_loc = 1 - by_a - by_b
+    by_scale = t * by_loc + to_low * by_a - distance * by_b
+    by_scale = torch.where(mirrored, -by_scale, by_scale)
+    by_low, by_high = torch.where(mirrored, by_b, by_a), torch.where(mirrored, by_a, by_b)
+    return sample, by_loc, by_scale, by_low, by_high
 
 
 def _tail_distance(h: Tensor, width: Tensor, q: Tensor) -> Tensor:
@@ -561,24 +656,25 @@ def _tail_distance(h: Tensor, width: Tensor, q: Tensor) -> Tensor:
     -v (h + v/2) + log(erfcx((h + v)/√2) / erfcx(h/√2)); it is convex and nearly linear, and
     Newton's method is at rounding error after three steps.
 
-    :param h: how far the near end of the interval is from the location, standardised.
-    :param width: of the interval.
-    :param q: how probable it is to lie beyond the quantile, towards b.
+    Args:
+        h: how far the near end of the interval is from the location, standardised.
+        width: of the interval.
+        q: how probable it is to lie beyond the quantile, towards b.
     """
     root = math.sqrt(0.5)
     at_h = torch.special.erfcx(h * root)
 
     def beyond(v: Tensor) -> Tensor:
-        return torch.special.erfcx((h + v).mul_(root))
+        return torch.special.erfcx((h + v) * root)
 
     def exponent(v: Tensor) -> Tensor:
-        return torch.add(h, v, alpha=0.5).mul_(v)
+        return (h + 0.5 * v) * v
 
-    ratio = (beyond(width) / at_h).log_().sub_(exponent(width))
-    target = torch.log1p(q * torch.expm1(ratio)).neg_()
+    ratio = (beyond(width) / at_h).log() - exponent(width)
+    target = -torch.log1p(q * torch.expm1(ratio))
     v = 2 * target / (h + (h.square() + 2 * target).sqrt())
     target = target - at_h.log()
     for _ in range(3):
         tail = beyond(v)
-        v = torch.addcmul(v, tail.log().add_(target).sub_(exponent(v)), tail, value=_SLOPE)
+        v = v + _SLOPE * (tail.log() + target - exponent(v)) * tail
     return v

@@ -1,17 +1,19 @@
 """From a posterior to a plain, physically smaller torch network, and to a folder that ships it."""
 
+from .archive import FormatError
 from .card import refresh_card
 from .check import input_of
 from .compact import GatherInputs, compact_network, equivalence
 from .ensemble import Ensemble, compact_draws, ensemble_scores
 from .latency import Benchmark, bench
-from .load import load, read_config, reference
+from .load import example_of, load, read_config, reference
 from .save import check_target, save
 from .shipping import compact
 
 __all__ = [
     "Benchmark",
     "Ensemble",
+    "FormatError",
     "GatherInputs",
     "bench",
     "check_target",
@@ -20,6 +22,7 @@ __all__ = [
     "compact_network",
     "ensemble_scores",
     "equivalence",
+    "example_of",
     "input_of",
     "load",
     "read_config",

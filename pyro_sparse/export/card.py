@@ -36,6 +36,7 @@ def model_card(config: Mapping[str, Any], bench: Mapping[str, Any] | None = None
     parts = [
         _introduction(config),
         _scores(config),
+        _formats(config),
         _size(config),
         _latency(bench),
         _loading(config),
@@ -186,72 +187,114 @@ def _milliseconds(row: Mapping[str, Any]) -> str:
     return f"{median:.3g} ({low:.3g}–{high:.3g})"
 
 
+def _formats(config: Mapping[str, Any]) -> str:
+    """Every file on the same rows."""
+    files = config["files"]
+    names = {"torch": "torch", "pt2": "model.pt2", "onnx": "model.onnx", "int8": "model-int8.onnx"}
+    test = config.get("test")
+    text = "\n## The files\n\n"
+    header, rows = ["file", "size (kB)", "largest difference"], []
+    if test:
+        score = "RMSE" if "rmse" in test["scores"]["torch"] else "accuracy (95 % interval)"
+        header.append(score)
+        rows.append([names["torch"], "", "", _score(test["scores"]["torch"])])
+    for key in ("pt2", "onnx", "int8"):
+        if key not in config["formats"]:
+            continue
+        row = [
+            f"`{names[key]}`",
+            f"{files[names[key]]['bytes'] / 1000:.1f}",
+            f"{config['formats'][key]['max_abs_diff']:.1e}",
+        ]
+        rows.append([*row, _score(test["scores"][key])] if test else row)
+    text += _table(header, rows)
+    size = config["formats"]["pt2"]["max_abs_output"]
+    text += f"\nDifferences are from the network in torch, on outputs of up to {size:.3g}"
+    text += f"; scores are on the same {test['rows']:,} test inputs.\n" if test else ".\n"
+    if "int8" in config["formats"]:
+        text += (
+            "Int8: weights and activations in 8 bits, ranges of activations from training inputs"
+        )
+        same = test and test["scores"]["int8"].get("same")
+        text += f"; the same class as in torch for {same:.2%} of them.\n" if same else ".\n"
+    return text
+
+
+def _score(row: Mapping[str, float]) -> str:
+    if "rmse" in row:
+        return f"{row['rmse']:.4g}"
+    return f"{row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%})"
+
+
 def _loading(config: Mapping[str, Any]) -> str:
-    formats, given = config["formats"], config["input"]
-    inputs, shape = "torch.zeros(2, ...)", ""
-    if given is not None:
-        shape = ", ".join(map(str, [2, *given["shape"]]))
-        dtype = "" if given["dtype"] == "float32" else f", dtype=torch.{given['dtype']}"
-        inputs = f"torch.zeros({shape}{dtype})"
-    text = "\n## How to load it\n\nRun in this folder; the batch size is free."
+    only = config["batch"] != "any"
+    batch = config["batch"]["only"] if only else 2
+    said = (
+        f"it runs at a batch of {batch} only ({config['batch']['reason']})"
+        if only
+        else "the batch size is free"
+    )
+    text = f"\n## How to load it\n\nRun in this folder; {said}."
+    given = config["inputs"]
 
-    def block(title: str, key: str, lines: Sequence[str]) -> str:
-        note = ""
-        if key in formats:
-            difference, size = (formats[key][name] for name in ("max_abs_diff", "max_abs_output"))
-            note = " Checked: its outputs equal the original's."
-            if difference > 0:
-                note = (
-                    f" Checked: largest difference from the original {difference:.1e}, on outputs "
-                    f"of up to {size:.3g}."
-                )
-        code = "\n".join(lines)
-        return f"\n\n{title}{note}\n\n```python\n{code}\n```"
+    def zeros(library: str, one: Mapping[str, Any]) -> str:
+        shape = [batch, *one["shape"]] if one["batch"] else one["shape"]
+        return f"{library}.zeros({tuple(shape)}, dtype={library}.{one['dtype']})"
 
-    text += block(
-        "**torch and safetensors** (`config.json`, `model.safetensors`, `load.py`).",
-        "safetensors",
+    tensors = {one["name"]: zeros("torch", one) for one in given}
+    args, kwargs = config["call"]
+    call = ", ".join(
+        [_written(value, tensors) for value in args]
+        + [f"{name}={_written(value, tensors)}" for name, value in kwargs.items()]
+    )
+    text += _block(
+        "**torch** (`model.pt2`), nothing else.",
         [
             "import torch",
-            "from load import load",
             "",
-            'net = load(".")',
-            f"outputs = net({inputs})",
+            'net = torch.export.load("model.pt2").module()',
+            f"outputs = net({call})",
         ],
     )
-    if "onnx" in formats:
-        arrays = f"numpy.zeros(({shape}), numpy.{given['dtype']})"
-        text += block(
-            "**ONNX Runtime** (`model.onnx`), without torch.",
-            "onnx",
-            [
-                "import numpy",
-                "import onnxruntime",
-                "",
-                'session = onnxruntime.InferenceSession("model.onnx")',
-                f'(outputs,) = session.run(None, {{"input": {arrays}}})',
-            ],
-        )
-    if "pt2" in formats:
-        text += block(
-            "**torch.export** (`model.pt2`), torch alone.",
-            "pt2",
-            [
-                "import torch",
-                "",
-                'net = torch.export.load("model.pt2").module()',
-                f"outputs = net({inputs})",
-            ],
-        )
+    for name, key in (("model.onnx", "onnx"), ("model-int8.onnx", "int8")):
+        if key in config["formats"]:
+            arrays = ", ".join(f'"{one["name"]}": {zeros("numpy", one)}' for one in given)
+            title = "**ONNX Runtime**" if key == "onnx" else "**ONNX Runtime, 8-bit integers**"
+            others = config["outputs"][1:]
+            text += _block(
+                f"{title} (`{name}`), without torch.",
+                [
+                    "import numpy",
+                    "import onnxruntime",
+                    "",
+                    f'session = onnxruntime.InferenceSession("{name}")',
+                    f"(outputs,{' *others' if others else ''}) = session.run(None, {{{arrays}}})",
+                ],
+            )
     meaning = _outputs(config)
     text += "\n\n" + (f"{meaning}\n" if meaning else "")
-    text += "No file here is or holds a pickle. `load.py` is the only code."
-    if "pt2" in formats:
-        text += (
-            " `model.pt2` is a zip with the operations as JSON and the weights as plain bytes; "
-            "its entry for sample inputs, where torch would put a pickle, is empty."
-        )
+    text += (
+        "No file here holds a pickle or code: `model.pt2` is a zip with the operations as JSON "
+        "and the weights as plain bytes. `model.safetensors` has the weights by the network's own "
+        "names; `config.json` the digests of all files."
+    )
     return text + "\n"
+
+
+def _written(value: Any, tensors: Mapping[str, str]) -> str:
+    """An argument as Python; tensors stand there by the names of the inputs."""
+    if isinstance(value, str):
+        return tensors[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{k}": {_written(v, tensors)}' for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "(" + "".join(f"{_written(part, tensors)}, " for part in value).strip() + ")"
+    return repr(value)
+
+
+def _block(title: str, lines: Sequence[str]) -> str:
+    code = "\n".join(lines)
+    return f"\n\n{title}\n\n```python\n{code}\n```"
 
 
 def _outputs(config: Mapping[str, Any]) -> str:
@@ -269,6 +312,13 @@ def _outputs(config: Mapping[str, Any]) -> str:
                 " (in torch `p = outputs.softmax(-1)`), `p.mean(0)` is the prediction, `p.std(0)` "
                 "how far the draws are apart"
             )
+            temperature = _about(config).get("temperature", 1.0)
+            if temperature != 1:
+                text += (
+                    ". Calibrated on validation rows it is "
+                    f"`p.mean(0) ** (1 / {temperature:.3g})`, divided by its sum "
+                    "(`metadata.temperature`)"
+                )
         text += ".\n"
         labels = target["labels"]
         if len(labels) <= 20:

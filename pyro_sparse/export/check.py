@@ -1,111 +1,209 @@
-"""Whether an exported file computes what the torch network computes, at several batch sizes."""
+"""Whether an exported file computes what the torch network computes, on the user's own rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pyro_sparse.graph import evaluating
+from pyro_sparse.inputs import Example, Inputs, named_tensors
 
-__all__ = ["BATCHES", "example_inputs", "input_of", "largest_difference"]
+__all__ = [
+    "BATCHES",
+    "Runner",
+    "called",
+    "described",
+    "device_of",
+    "example_rows",
+    "input_of",
+    "largest_difference",
+    "outputs_of",
+    "tensors_only",
+]
 
 BATCHES = (1, 3, 64)
 """Batch sizes at which exported files are compared. 1 is the one that exporters like to fix."""
 
+Runner: TypeAlias = Callable[[Inputs], dict[str, Tensor]]
+"""Runs a network somewhere, on inputs that lie on the CPU; its outputs by name."""
 
-def input_of(net: nn.Module, example: Tensor | None) -> Tensor | None:
-    """An input ``(batch, ...)`` of ``net``; None where nobody said what it takes.
+SINGLE = 1e-5  # of the outputs' size: sums are rounded in another order
 
-    :param example: as given by the user; otherwise what ``net.input_shape`` says, which
-        :func:`~pyro_sparse.export.compact` sets.
-    :raises ValueError: for an example that is no batch.
+
+def input_of(net: nn.Module, example: Example | Inputs | None) -> Inputs:
+    """Example rows of ``net``, on the CPU.
+
+    :param example: as given by the user; otherwise what ``net.example`` or ``net.input_shape``
+        says, which :func:`~pyro_sparse.export.compact` sets. The latter are zeros: a shape.
+    :raises ValueError: for an example that is no batch, and where nobody said what ``net`` takes.
     """
-    if example is not None:
-        if not isinstance(example, Tensor) or example.dim() < 1 or not len(example):
-            raise ValueError(
-                "expected example to be a tensor (batch, ...) with at least one input, got "
-                f"{tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__}"
-            )
-        return example.detach().cpu()
-    shape = getattr(net, "input_shape", None)
-    if shape is None:
-        return None
-    floating = [value.dtype for value in net.parameters() if value.is_floating_point()]
-    return torch.zeros(1, *shape, dtype=floating[0] if floating else None)
+    if example is None:
+        example = getattr(net, "example", None)
+    if example is None and getattr(net, "input_shape", None) is not None:
+        floating = [value.dtype for value in net.parameters() if value.is_floating_point()]
+        example = torch.zeros(2, *net.input_shape, dtype=floating[0] if floating else None)
+    if example is None:
+        raise ValueError(
+            "a file needs an example input: pass example=, a tensor (batch, ...), a tuple of them "
+            "or a dictionary of keyword inputs"
+        )
+    inputs = Inputs.of(net, example).map(lambda value: value.detach().cpu())
+    if not any(value.ndim and len(value) for value in inputs.tensors):
+        raise ValueError(
+            "expected example to be a tensor (batch, ...) with at least one input, got "
+            f"{inputs.shapes or type(example).__name__}"
+        )
+    return inputs
 
 
-def example_inputs(example: Tensor, batch: int) -> Tensor:
-    """``batch`` inputs: drawn from ``example`` where it holds several, standard normal otherwise.
+def example_rows(example: Inputs, batch: int | None) -> Inputs:
+    """``batch`` inputs, drawn from the rows of ``example``, or all of these in their order.
 
-    Integers are always its own: any other might be out of an embedding's range.
-
-    :param example: inputs ``(any batch, ...)``.
-    :returns: ``(batch, ...)``, the same for the same arguments.
+    Floating-point inputs that are all 0 say a shape and nothing else: they are standard normal.
     """
-    generator = torch.Generator().manual_seed(batch)
-    alike = len(example) == 1 or bool((example == example[:1]).all())
-    if alike and example.is_floating_point():
-        values = torch.randn((batch, *example.shape[1:]), generator=generator)
-        return values.to(example.dtype)
-    return example[torch.randint(len(example), (batch,), generator=generator)]
+    generator = torch.Generator().manual_seed(batch or 0)
+    if batch is not None:
+        example = example.rows(torch.randint(example.batch, (batch,), generator=generator))
+
+    def known(value: Tensor) -> Tensor:
+        if not value.is_floating_point() or not value.ndim or bool(value.any()):
+            return value
+        return torch.randn(value.shape, generator=generator).to(value)
+
+    return example.map(known)
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network lies; the CPU where it has no tensors."""
+    return next(
+        (value.device for value in (*net.parameters(), *net.buffers())), torch.device("cpu")
+    )
+
+
+def called(net: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """What ``net`` returns in eval mode, by name, on the CPU; caches and the like are left out."""
+    device = device_of(net)
+    with evaluating(net):
+        outputs = inputs.map(lambda value: value.to(device)).call(net)
+    return {name: value.detach().cpu() for name, value in outputs_of(outputs).items()}
+
+
+def outputs_of(value: Any) -> dict[str, Tensor]:
+    """The tensors among a network's outputs by names that are identifiers: ``output`` for one."""
+
+    def named(name: str) -> str:
+        name = name.replace(".", "_")
+        return f"output_{name}" if name[:1].isdigit() else name or "output"
+
+    return {named(name): tensor for name, tensor in named_tensors(value).items()}
+
+
+def tensors_only(inputs: Inputs) -> Inputs:
+    """Without keyword inputs that are no tensors: those are part of an exported network."""
+    kwargs = {name: value for name, value in inputs.kwargs.items() if Inputs((value,)).tensors}
+    return Inputs(inputs.args, kwargs)
 
 
 @torch.no_grad()
 def largest_difference(
     net: nn.Module,
-    other: Callable[[Tensor], Tensor],
-    example: Tensor,
+    other: Runner,
+    example: Inputs,
     name: str,
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] | None = BATCHES,
+    *,
+    rounded: bool = False,
 ) -> dict[str, float]:
     """How far the outputs of ``net`` and ``other`` are apart, over the batch sizes.
 
     :param net: the torch network.
-    :param other: the same network, elsewhere; it takes and gives tensors on the CPU.
+    :param other: the same network, elsewhere.
+    :param example: rows that are drawn from.
     :param name: what ``other`` is, for the error.
-    :returns: ``max_abs_diff``, and ``max_abs_output`` beside it.
-    :raises ValueError: where they differ by more than 1e-5 (of the output's size, where that is
-        larger than 1; sums are rounded in another order), or where ``other`` does not accept a
-        batch size.
+    :param batches: None for the example as it is, of a network for one batch size only.
+    :param rounded: ``other`` computes with numbers of lower precision: any difference is returned
+        that is finite.
+    :returns: ``max_abs_diff``, beside it ``max_abs_output``, and ``rounding``, the largest
+        difference of the network from itself in double precision.
+    :raises ValueError: where they differ by more than 1e-5 of the outputs' size (that of 1 at
+        least) and ten times the network's own rounding, or where ``other`` does not accept a batch
+        size.
     """
-    largest, scale = 0.0, 0.0
-    device = next((value.device for value in net.parameters()), torch.device("cpu"))
-    for batch in batches:
-        inputs = example_inputs(example, batch)
+    found = {"max_abs_diff": 0.0, "max_abs_output": 0.0, "rounding": 0.0}
+    for inputs in [example] if batches is None else [example_rows(example, n) for n in batches]:
         try:
-            with evaluating(net):
-                expected = net(inputs.to(device)).cpu()
+            expected = called(net, inputs)
         except Exception as error:  # whatever the network raises
             raise ValueError(
-                f"{type(net).__name__} does not run on inputs of shape {tuple(inputs.shape)}, and "
+                f"{type(net).__name__} does not run on inputs of shape {inputs.shapes}, and "
                 f"batches of any size are expected: {error}"
             ) from error
         try:
             got = other(inputs)
         except Exception as error:  # whatever the other runtime raises
             raise ValueError(
-                f"{name} does not run on a batch of {batch}, which torch does: {error}"
+                f"{name} does not run on a batch of {inputs.batch}, which torch does: {error}"
             ) from error
-        if got.shape != expected.shape:
-            raise ValueError(
-                f"{name} returns shape {tuple(got.shape)} for a batch of {batch}, torch "
-                f"{tuple(expected.shape)}: the network computes with a fixed batch size"
-            )
-        difference = float((got - expected).abs().max())
-        size = float(expected.abs().max())
-        eps = torch.finfo(expected.dtype).eps if expected.is_floating_point() else 0.0
-        if not difference <= max(1e-5, 10 * eps) * max(1.0, size):
-            raise ValueError(
-                f"{name} differs from torch by {difference:.2g} on outputs of size {size:.2g} at "
-                f"batch {batch}"
-            )
-        largest, scale = max(largest, difference), max(scale, size)
-    return {"max_abs_diff": largest, "max_abs_output": scale}
+        exact = _in_double(net, inputs)
+        if got.keys() != expected.keys():
+            raise ValueError(f"{name} returns {list(got)}, torch {list(expected)}")
+        for key, value in expected.items():
+            if got[key].shape != value.shape:
+                raise ValueError(
+                    f"{name} returns shape {tuple(got[key].shape)} for a batch of {inputs.batch}, "
+                    f"torch {tuple(value.shape)}: the network computes with a fixed batch size"
+                )
+            difference, size = _apart(value, got[key]), _size(value)
+            rounding = _apart(value, exact[key]) if key in exact else 0.0
+            eps = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+            most = max(SINGLE, 10 * eps) * max(1.0, size) + 10 * rounding
+            if not difference <= (sys.float_info.max if rounded else most):
+                raise ValueError(
+                    f"{name} differs from torch by {difference:.2g} on outputs of size {size:.2g} "
+                    f"at batch {inputs.batch}"
+                )
+            for what, number in zip(found, (difference, size, rounding), strict=True):
+                found[what] = max(found[what], number)
+    return found
 
 
-def described(example: Tensor) -> Mapping[str, Any]:
-    """Shape of one input and its type, for config.json."""
-    return {"shape": list(example.shape[1:]), "dtype": str(example.dtype).removeprefix("torch.")}
+def _in_double(net: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """The outputs in double precision; none where the network's code does not allow that."""
+    try:
+        exact = copy.deepcopy(net).cpu().double()
+        return called(exact, inputs.map(lambda v: v.double() if v.is_floating_point() else v))
+    except Exception:  # whatever the network's own code makes of another type
+        return {}
+
+
+def _apart(first: Tensor, second: Tensor) -> float:
+    """Largest difference; infinities and NaN must stand at the same places."""
+    first, second = first.double(), second.double()
+    same = (first == second) | (first.isnan() & second.isnan())
+    difference = (first - second).abs().masked_fill(same, 0.0)
+    return float(difference.nan_to_num(float("inf")).max()) if difference.numel() else 0.0
+
+
+def _size(value: Tensor) -> float:
+    finite = value[value.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def described(example: Inputs, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Shape of one input and its type, by name, for config.json; ``shared`` without a batch."""
+    return [
+        {
+            "name": name,
+            "shape": list(
+                value.shape[1:] if value.ndim and len(value) == example.batch else value.shape
+            ),
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "batch": bool(value.ndim and len(value) == example.batch),
+        }
+        for name, value in zip(names, example.tensors, strict=True)
+    ]

@@ -3,33 +3,44 @@
 An excluded unit of the *masked* network has an all-zero row, so it emits f(0) through whatever f
 lies between it and its readers. Where f(0) = 0 its columns can go. Otherwise columns times f(0)
 move into the readers' biases, or, before zero padding (which a bias cannot imitate at the borders),
-one excluded unit stays and its columns are the sum of all excluded ones'. A layer that reads no
-unit any more emits its bias: a residual branch becomes a constant, or goes. Either way the compact
+one excluded unit stays and its columns are the sum of all excluded ones'. Either way the compact
 network computes what the masked one does, up to rounding.
+
+It is of the network's own class wherever the class's code allows that: its parameters are cut and
+the sizes that its modules keep are set, and it is run beside the masked network on the user's own
+examples. Where its code insists on the old sizes, or a layer reads nothing any more, the network's
+graph (:mod:`pyro_sparse.graph.capture`) is rewritten instead.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.utils._pytree import tree_leaves
 
-from pyro_sparse.graph import Graph, Group, evaluating, trace
-from pyro_sparse.graph.functions import layers_of_functions
+from pyro_sparse.graph import Graph, Group, Output, evaluating, without_weight_norm
+from pyro_sparse.graph.analysis import Analysis, analyse
+from pyro_sparse.graph.capture import Captured, capture, changes_something
+from pyro_sparse.graph.operations import Contraction, Elementwise, operation_of
 from pyro_sparse.graph.removal import Removal
-from pyro_sparse.graph.rules import Step, elementwise, rule_of
-from pyro_sparse.graph.trace import Analysis, analyse
 from pyro_sparse.graph.units import Value, compressed
-from pyro_sparse.nets.attention import Attention
+from pyro_sparse.graph.walk import Step, Weight, parts
+from pyro_sparse.inputs import Inputs
+from pyro_sparse.nets.attention import NarrowAttention
 
 __all__ = ["GatherInputs", "compact_network", "equivalence"]
+
+AGREEMENT = 1e-5
+"""How far two networks may be apart, relative to their output: folded biases are rounded once."""
 
 
 class GatherInputs(nn.Module):
@@ -58,15 +69,19 @@ def compact_network(
     align: int | None = None,
     scores: Mapping[str, Tensor] | None = None,
     fold: bool = False,
+    output: Output | None = None,
+    inputs: Inputs | None = None,
 ) -> nn.Module:
     """The network with the kept units only, on the CPU and in eval mode.
 
     It takes the same inputs as ``net``; where input features are dropped, it begins with a
-    :class:`GatherInputs`. It is of ``net``'s class where removing rows and columns is enough, a
-    ``torch.fx.GraphModule`` where the forward pass had to be rewritten.
+    :class:`GatherInputs`. Parameters have the names that they have in ``net``.
 
     Its attribute ``compaction``, in JSON's types, says what went:
 
+    * ``"form"``: ``"own class"``, the network's class with narrower layers, or ``"graph"``, a
+      ``torch.fx.GraphModule`` of its operations;
+    * ``"why"``: why it is a graph, and why one of a single batch size if it is; empty otherwise;
     * ``"kept"``: for every group, the indices in ``net`` of its units that are left;
     * ``"removed"``: for the groups that lost any, the indices of these;
     * ``"constant"``: for groups with some, the indices of excluded units that stay, to emit a
@@ -76,6 +91,8 @@ def compact_network(
     * ``"folded"``: normalisations that went into the layer before them;
     * ``"align"``.
 
+    Its attribute ``example`` holds the inputs on which it was checked.
+
     :param net: the full network; not changed.
     :param graph: its groups.
     :param parameters: values by name; the network's own for those not mentioned.
@@ -84,6 +101,8 @@ def compact_network(
         those of highest score first.
     :param scores: ``(units,)`` by group; norms of the rows for groups not mentioned.
     :param fold: let batch normalisations go into the linear layer or convolution before them.
+    :param output: which of several outputs has to be the same; all of them when absent.
+    :param inputs: to check it on, those of ``graph`` when absent.
     :raises ValueError: for masks that leave the network constant or that
         :meth:`~pyro_sparse.graph.Graph.check_keep` refuses; for parameters of other names or
         shapes; for an ``align`` below 1.
@@ -93,13 +112,19 @@ def compact_network(
     masks = graph.check_keep(keep)
     if len(masks["input"]) and not masks["input"].any():
         raise ValueError(_nothing_left("the input", len(masks["input"])))
-    small = copy.deepcopy(net).cpu().eval()
-    tensors = _parameters(small, graph, parameters)
+    full = copy.deepcopy(without_weight_norm(net)).cpu().eval()
+    tensors = _parameters(full, graph, parameters)
     for name, value in tensors.items():
-        _place(small, graph, name, value)
-    work = _Compaction(small, graph, tensors)
+        _place(full, graph, name, value)
+    types = [value.dtype for value in tensors.values() if value.is_floating_point()]
+    example = (inputs or graph.example).map(
+        lambda v: v.cpu().to(types[0]) if types and v.is_floating_point() else v.cpu()
+    )
+    work = _Compaction(full, graph, tensors, capture(full, example, output))
     readmitted = work.align(masks, align, scores or {}) if align else {}
     report: dict[str, Any] = {
+        "form": "own class",
+        "why": "",
         "kept": _indices(masks),
         "removed": {n: i for n, i in _indices({n: ~m for n, m in masks.items()}).items() if i},
         "constant": {},
@@ -108,11 +133,28 @@ def compact_network(
         "folded": [],
         "align": align,
     }
-    small = work.carry_out(masks, report)
-    if fold:
-        small = _fold_normalisations(small, report)
+    work.plan(masks, report)
+    reference = _Reference(full, graph, work.masked, masks, example, output)
+    folded = list(_foldable(work)) if fold else []
+    small: nn.Module
+    try:
+        small = _own_class(work, masks, report, reference, folded)
+    except _Obstacle as obstacle:
+        report["form"], report["why"] = "graph", str(obstacle)
+        report["constant"], report["branches"] = {}, []
+        captured = capture(full, example, output, any_batch=True)
+        if captured.fixed:
+            report["why"] += f"; {captured.fixed}"
+        work = _Compaction(full, graph, tensors, captured)
+        work.plan(masks, report)
+        small = work.as_graph(masks, report, list(_foldable(work)) if fold else [])
     small.compaction = report  # type: ignore[assignment]
+    small.example = example  # type: ignore[assignment]
     return small.eval()
+
+
+class _Obstacle(Exception):
+    """Why the network's own class cannot be made narrower."""
 
 
 def _indices(masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -125,6 +167,9 @@ def _nothing_left(what: str, units: int) -> str:
         "the threshold of the selection rule or take a rule that keeps at least one unit, or train "
         "again with a larger prior inclusion probability or for fewer epochs"
     )
+
+
+# -- parameters in their places ------------------------------------------------------------------
 
 
 def _parameters(
@@ -146,31 +191,52 @@ def _parameters(
     return tensors
 
 
+def _own(net: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    value = getattr(net.get_submodule(owner), leaf)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _place(net: nn.Module, graph: Graph, name: str, value: Tensor) -> None:
+    """Make ``value`` the network's parameter ``name`` (also where that was a buffer)."""
+    first = None
+    frozen = graph.ungrouped.get(name, "").startswith("frozen")
+    for alias in [name, *(a for a, target in graph.aliases.items() if target == name)]:
+        owner, _, leaf = alias.rpartition(".")
+        module = net.get_submodule(owner)
+        if first is None:
+            trainable = value.is_floating_point() and not frozen
+            first = nn.Parameter(value.contiguous(), trainable)
+        module._buffers.pop(leaf, None)
+        module.__dict__.pop(leaf, None)  # a bias that was set to None
+        module._parameters[leaf] = first
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
+
+
+# -- what goes, what stays, what moves -----------------------------------------------------------
+
+
 @dataclass
 class _Compaction:
     """A network that is being made smaller.
 
-    small: a copy of the network, to be changed.
+    full: the network, of full size.
     tensors: its parameters.
+    captured: its graph.
     """
 
-    small: nn.Module
+    full: nn.Module
     graph: Graph
     tensors: dict[str, Tensor]
+    captured: Captured
 
     def __post_init__(self) -> None:
-        types = [value.dtype for value in self.tensors.values() if value.is_floating_point()]
-        examples = tuple(
-            torch.zeros(shape, dtype=types[0] if types and dtype.is_floating_point else dtype)
-            for shape, dtype in self.graph.example
-        )
-        self.examples = examples
-        self.traced = trace(self.small)
-        self.analysis: Analysis = analyse(self.small, self.traced, examples)
+        self.analysis: Analysis = analyse(self.full, self.captured)
         self.walk = self.analysis.walk
         self.units = {group.name: self._units(group) for group in self.graph}
         self.needs = self._needs_a_constant()
-        self.changed = False
 
     def _units(self, group: Group) -> Tensor:
         """The walk's label of every unit of a group."""
@@ -193,8 +259,6 @@ class _Compaction:
             )
         return units
 
-    # -- constants -------------------------------------------------------------------------------
-
     def _needs_a_constant(self) -> dict[int, tuple[Any, ...]]:
         """What units emit that no bias can imitate: by unit, what tells different ones apart."""
         needs, emitted = set(), defaultdict(list)
@@ -209,6 +273,8 @@ class _Compaction:
             seen[key] = constants
             units = self.walk.atoms.find(read.labels)
             emission = read.emission.expand(len(units), -1)
+            if not (emission != 0).any() and not differs.any():
+                continue
             for column, unit in enumerate(units.tolist()):
                 emitted[unit].append(tuple(emission[column].tolist()))
                 if constants[column].isnan() or differs[column]:
@@ -224,8 +290,6 @@ class _Compaction:
                 if unit in self.needs:
                     stand_ins[unit] = alike.setdefault(self.needs[unit], unit)
         return stand_ins
-
-    # -- widths ----------------------------------------------------------------------------------
 
     def align(
         self, masks: dict[str, Tensor], multiple: int, scores: Mapping[str, Tensor]
@@ -260,10 +324,12 @@ class _Compaction:
                 readmitted[group.name] = sorted(back)
         return readmitted
 
-    # -- removal ---------------------------------------------------------------------------------
+    def plan(self, masks: dict[str, Tensor], report: dict[str, Any]) -> None:
+        """Say what is gone, and make the parameters of what is left.
 
-    def carry_out(self, masks: dict[str, Tensor], report: dict[str, Any]) -> nn.Module:
-        """Remove what the masks exclude."""
+        Afterwards ``removal`` is what goes, ``masked`` the masked network's parameters,
+        ``tensors`` those of the compact one, of full size still, and ``cut`` of their new sizes.
+        """
         blocked = self.walk.atoms.blocked()
         excluded: list[int] = []
         for group in self.graph:
@@ -274,9 +340,8 @@ class _Compaction:
                         f"{blocked[unit]}"
                     )
                 excluded.append(unit)
-        self.tensors = self.graph.masked_parameters(self.tensors, masks)
-        for name, value in self.tensors.items():
-            _place(self.small, self.graph, name, value)
+        self.masked = self.graph.masked_parameters(self.tensors, masks)
+        self.tensors = {name: value.clone() for name, value in self.masked.items()}
         stand_ins = self._stand_ins(masks)
         for group in self.graph:
             units = self.units[group.name].tolist()
@@ -284,35 +349,30 @@ class _Compaction:
             if stay:
                 report["constant"][group.name] = stay
         gone = sorted(set(excluded) - set(stand_ins.values()))
-        removal = Removal(self.walk, torch.tensor(gone, dtype=torch.int64))
-        status = self._status(removal)
-        constants = self._constants(removal, status)
-        report["branches"] = [
-            str(step.node.target)
-            for step in self.analysis.steps
-            if status.get(step.node) == "constant" and self._reads(step)
-        ]
+        self.removal = Removal(self.walk, torch.tensor(gone, dtype=torch.int64))
+        self.biases: dict[str, Tensor] = {}
         self._move_columns(set(excluded), stand_ins)
-        self._cut(removal)
-        self._fit_modules(removal, status)
-        self._rewrite(removal, status)
-        self._replace_constants(status, constants, masks)
-        small = self.small
-        if not masks["input"].all():
-            small = self._gather(removal)
-        if self.changed:
-            self._erase(status)
-            self.traced.graph.lint()
-            small = fx.GraphModule(self.traced, self.traced.graph)
-        return small.eval()
+        self._cut()
+        self.status = self._status()
+        report["branches"] = [
+            self._layer(step)
+            for step in self.analysis.steps
+            if self.status.get(step.node) == "constant" and self._reads(step)
+        ]
+
+    def _layer(self, step: Step) -> str:
+        read = next(read for read in self.walk.reads if read.node is step.node)
+        return step.layer or read.name.rpartition(".")[0] or read.name
 
     def _move_columns(self, excluded: set[int], stand_ins: Mapping[int, int]) -> None:
         """Move what excluded units emit into the reader's bias, or onto the one that stays."""
         done = set()
         for read in self.walk.reads:
-            if (read.name, read.dim) in done:
+            if (read.name, read.dim) in done or read.name not in self.tensors:
                 continue
             done.add((read.name, read.dim))
+            if not (read.emission != 0).any():
+                continue
             units = self.walk.atoms.find(read.labels).tolist()
             columns: dict[int, list[int]] = defaultdict(list)
             for column, unit in enumerate(units):
@@ -333,93 +393,36 @@ class _Compaction:
             if folded:
                 outputs = weight.shape[1]
                 summed = weight[folded].reshape(len(folded), outputs, -1).double().sum(2)
-                bias = _bias(read.name)
-                before = self.tensors.get(bias, weight.new_zeros(outputs))
-                self.tensors[bias] = (before.double() + constants[folded] @ summed).to(before)
+                assert read.bias is not None
+                before = self.tensors.get(read.bias)
+                added = constants[folded] @ summed
+                if before is None:  # is cut as the rows of its layer's weight
+                    self.biases[read.bias] = added.to(weight)
+                    (rows,) = [u for u in self.walk.uses if u.name == read.name and u.kind == "row"]
+                    self.biases[read.bias] = self.biases[read.bias][self.removal.stays(rows.labels)]
+                else:
+                    self.tensors[read.bias] = (before.double() + added).to(before)
 
-    def _cut(self, removal: Removal) -> None:
+    def _cut(self) -> None:
         """Cut parameters and buffers."""
+        self.cut: dict[str, Tensor] = {}
         cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
         for use in self.walk.uses:
-            cuts[use.name][use.dim] = removal.stays(use.labels).nonzero().squeeze(1)
-        for name, value in self.tensors.items():
-            known = name in self.graph.shapes or name in self.graph.ungrouped
-            for dim, entries in cuts[name].items():
+            stays = self.removal.stays(use.labels)
+            if not stays.all():
+                cuts[use.name][use.dim] = stays.nonzero().squeeze(1)
+        for name, by_dim in cuts.items():
+            value = self.tensors.get(name)
+            if value is None:
+                value = self.captured.tensors.get(name)
+            if value is None:
+                value = _own(self.full, name)
+            for dim, entries in by_dim.items():
                 value = value.index_select(dim, entries)
-            if not known:  # a bias that the folding has made is cut as its layer's weight
-                weight = _weight(name)
-                if 0 in cuts[weight]:
-                    value = value.index_select(0, cuts[weight][0])
-            _place(self.small, self.graph, name, value)
-        for use in {use.name: use for use in self.walk.uses}.values():
-            if use.kind == "buffer":
-                value = _own(self.small, use.name).index_select(use.dim, cuts[use.name][use.dim])
-                owner, _, leaf = use.name.rpartition(".")
-                self.small.get_submodule(owner)._buffers[leaf] = value
-        # The graph holds copies of what it uses directly.
-        for node in self.traced.graph.nodes:
-            if node.op == "get_attr":
-                owner, _, leaf = str(node.target).rpartition(".")
-                setattr(self.traced.get_submodule(owner), leaf, _own(self.small, str(node.target)))
-        for path, names in layers_of_functions(self.traced).items():
-            layer = self.traced.get_submodule(path)
-            for leaf, name in names.items():
-                if name in self.tensors or leaf in layer._buffers:
-                    setattr(layer, leaf, _own(self.small, name))
-            self.changed = True
-
-    def _fit_modules(self, removal: Removal, status: Mapping[fx.Node, str]) -> None:
-        """The modules' own record of their sizes."""
-        done = set()
-        for step in self.analysis.steps:
-            module = step.module
-            if module is None or id(module) in done or status.get(step.node):
-                continue
-            done.add(id(module))
-            value = self.walk.values[step.node]
-            if isinstance(module, nn.MultiheadAttention):
-                if self._reads(step):
-                    self._fit_attention(str(step.node.target), module)
-            elif isinstance(value, Value):
-                _fit(module, removal.left_shape(value))
-
-    def _fit_attention(self, name: str, module: nn.MultiheadAttention) -> None:
-        """Torch's attention cannot have fewer heads at the same width, nor be written: ours can."""
-        rows, columns = module.in_proj_weight.shape
-        out = module.out_proj
-        inner = rows // 3
-        small = Attention(
-            columns,
-            inner // module.head_dim,
-            module.head_dim,
-            outputs=len(out.weight),
-            batch_first=module.batch_first,
-        ).to(out.weight)
-        biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-        parts = (small.query, small.key, small.value)
-        for layer, weight, bias in zip(parts, module.in_proj_weight.chunk(3), biases, strict=True):
-            layer.weight = nn.Parameter(weight.clone())
-            layer.bias = None if bias is None else nn.Parameter(bias.clone())
-        small.out.weight, small.out.bias = out.weight, out.bias
-        for node in self.traced.graph.nodes:
-            if node.op == "call_module" and node.target == name:
-                node.kwargs = {}
-        owner, _, leaf = name.rpartition(".")
-        for root in (self.small, self.traced):
-            setattr(root.get_submodule(owner), leaf, small)
-        self.changed = True
-
-    def _rewrite(self, removal: Removal, status: Mapping[fx.Node, str]) -> None:
-        for step in self.analysis.steps:
-            inside = step.node not in self.analysis.outside and step.node != self.analysis.anchor
-            if not inside or status.get(step.node):
-                continue
-            call = removal.rewritten(step)
-            if call is not None:
-                node = step.node
-                node.op, node.target = call.op, call.target
-                node.args, node.kwargs = call.args, call.kwargs
-                self.changed = True
+            self.cut[name] = value
+        for name, value in self.tensors.items():
+            self.cut.setdefault(name, value)
+        self.cut |= self.biases
 
     # -- branches that read nothing --------------------------------------------------------------
 
@@ -427,40 +430,111 @@ class _Compaction:
         """Whether a node reads columns of a weight."""
         return any(read.node is step.node for read in self.walk.reads)
 
-    def _status(self, removal: Removal) -> dict[fx.Node, str]:
+    def _status(self) -> dict[fx.Node, str]:
         """Nodes of which nothing is left, ``"empty"``, or that are ``"constant"`` now."""
         status: dict[fx.Node, str] = {}
-        for step in self.analysis.steps:
-            node = step.node
-            found = self.walk.values[node]
-            parts = found if isinstance(found, tuple) else (found,)
-            sources = [status.get(source) for source in _tensor_nodes(node, self.walk)]
-            fixed = [
-                status.get(source) == "constant" or source.op == "get_attr"
-                for source in _tensor_nodes(node, self.walk)
-            ]
-            if all(removal.empty(part) for part in parts if isinstance(part, Value)):
+        walk, removal = self.walk, self.removal
+        steps = {step.node: step for step in self.analysis.steps}
+        if not len(removal.gone) or not removal.gone.any():
+            return status
+        reading = {read.node for read in walk.reads}
+        for node in self.captured.graph.nodes:
+            known = walk.values.get(node)
+            if node.op != "call_function" or known is None or isinstance(known, Weight):
+                continue
+            sources = [n for n in node.all_input_nodes if n in walk.values]
+            if all(removal.empty(part) for part in parts(known)):
                 status[node] = "empty"
                 continue
-            reads_nothing = "empty" in sources or self._blind(step, removal)
-            if ("constant" in sources and all(fixed)) or (reads_nothing and self._reads(step)):
+            operation = operation_of(node.target) if node in steps else None
+            lost = any(status.get(source) == "empty" for source in sources)
+            sums = node in reading or isinstance(operation, Contraction)
+            fixed = all(status.get(n) == "constant" or n.op == "get_attr" for n in sources)
+            constant = any(status.get(source) == "constant" for source in sources)
+            if (constant and fixed) or (lost and sums):
                 status[node] = "constant"
         return status
 
-    def _blind(self, step: Step, removal: Removal) -> bool:
-        """Whether an attention has lost all its heads."""
-        if not isinstance(step.module, nn.MultiheadAttention):
-            return False
-        heads = [read.labels for read in self.walk.reads if read.node is step.node]
-        return bool(heads) and not removal.stays(heads[-1]).any()
+    # -- the graph, rewritten --------------------------------------------------------------------
 
-    def _constants(self, removal: Removal, status: Mapping[fx.Node, str]) -> dict[fx.Node, Tensor]:
+    def as_graph(
+        self, masks: dict[str, Tensor], report: dict[str, Any], folded: list[_Fold]
+    ) -> nn.Module:
+        """The network's graph with the numbers of what is left, as a module."""
+        graph, root = self.captured.graph, dict(self.captured.tensors)
+        names = {node: self._name(node) for node in graph.nodes if node.op == "get_attr"}
+        constants = self._constants()
+        for step in self.analysis.steps:
+            inside = step.node not in self.analysis.outside and step.node != self.analysis.anchor
+            call = None
+            if inside and not self.status.get(step.node):
+                call = self.removal.rewritten(step)
+            if call is not None:
+                step.node.target, step.node.args, step.node.kwargs = call
+        for read in self.walk.reads:
+            if read.bias in self.biases and not self.status.get(read.node):
+                with graph.inserting_before(read.node):
+                    names[bias := graph.get_attr(read.bias)] = read.bias
+                read.node.args = (*read.node.args[:2], bias, *read.node.args[3:])
+        for node, name in names.items():
+            if name in self.cut:
+                value = self.cut[name]
+                frozen = self.graph.ungrouped.get(name, "").startswith("frozen")
+                trained = name in self.walk.parameters or name in self.biases
+                root[str(node.target)] = (
+                    nn.Parameter(value.contiguous(), value.is_floating_point() and not frozen)
+                    if trained
+                    else value
+                )
+        self._replace_constants(constants, masks, root)
+        for pair in folded:
+            self._fold(pair, root)
+            report["folded"].append(pair.norm)
+        if not masks["input"].all():
+            name = "gather"
+            while any(str(target).split(".")[0] == name for target in root):
+                name += "_"
+            root[name] = self._gather()
+            node = self.analysis.anchor
+            assert node is not None
+            with graph.inserting_after(node):
+                gathered = graph.call_module(name, (node,))
+            node.replace_all_uses_with(gathered, delete_user_cb=lambda user: user is not gathered)
+        for node in reversed(list(graph.nodes)):
+            unread = not node.users and node.op not in ("placeholder", "output")
+            if unread and (self.status.get(node) or node.op == "get_attr"):
+                graph.erase_node(node)
+        graph.eliminate_dead_code(changes_something)
+        graph.lint()
+        used = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+        kept = {name: value for name, value in root.items() if name in used}
+        small = fx.GraphModule(kept, graph, class_name=type(self.full).__name__)
+        for node in small.graph.nodes:  # of the full network, and large
+            node.meta = {}
+        return small
+
+    def _name(self, node: fx.Node) -> str:
+        tensor = self.captured.tensors.get(str(node.target))
+        return self.walk.names.get(id(tensor), str(node.target))
+
+    def _gather(self) -> GatherInputs:
+        node = self.analysis.anchor
+        assert node is not None
+        cut = self.removal.cut(self.walk.values[node])
+        assert cut is not None
+        return GatherInputs(cut[1], cut[0])
+
+    def _constants(self) -> dict[fx.Node, Tensor]:
         """The values of constant nodes, from the masked network."""
-        wanted = {node for node, kind in status.items() if kind == "constant"}
+        wanted = {node for node, kind in self.status.items() if kind == "constant"}
         if not wanted:
             return {}
         values: dict[fx.Node, Tensor] = {}
-        walk = self.walk
+        walk, removal = self.walk, self.removal
+        root = {
+            target: self.masked.get(walk.names.get(id(tensor), ""), tensor)
+            for target, tensor in self.captured.tensors.items()
+        }
 
         class Noting(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
@@ -472,172 +546,445 @@ class _Compaction:
                     values[n] = compressed(left)
                 return output
 
-        Noting(self.traced).run(*self.examples)
+        noting = Noting(fx.GraphModule(root, self.captured.graph))
+        inputs = self.captured.inputs
+        noting.run(*tree_leaves((inputs.args, inputs.kwargs)), enable_io_processing=False)
         return values
 
     def _replace_constants(
-        self,
-        status: Mapping[fx.Node, str],
-        constants: Mapping[fx.Node, Tensor],
-        masks: Mapping[str, Tensor],
+        self, constants: Mapping[fx.Node, Tensor], masks: Mapping[str, Tensor], root: dict[str, Any]
     ) -> None:
         """Where a constant meets what is not, put its value, or leave it out if it adds 0."""
         lost = [g for g in self.graph if len(masks[g.name]) and not masks[g.name].any()]
         steps = {step.node: step for step in self.analysis.steps}
+        graph = self.captured.graph
         for number, (node, value) in enumerate(constants.items()):
-            users = [user for user in node.users if not status.get(user)]
+            users = [user for user in node.users if not self.status.get(user)]
             for user in users:
                 step = steps.get(user)
-                if step is None or rule_of(user, step.module) is not elementwise or len(value) > 1:
+                operation = None if step is None else operation_of(user.target)
+                if step is None or not isinstance(operation, Elementwise) or len(value) > 1:
                     raise ValueError(
                         _nothing_left(f"layer {lost[0].name!r}", lost[0].size)
                         if lost
                         else f"{node.target!r} would read no units, and {user.target!r} needs it"
                     )
                 others = [source for source in user.all_input_nodes if source is not node]
-                adds = str(getattr(user.target, "__name__", user.target)) in ("add", "iadd", "add_")
-                same = others and self.walk.values[others[0]].shape == step.shape
-                self.changed = True
+                adds = str(user.target).startswith(("aten.add.", "aten.add_."))
+                same = others and self.walk.value(others[0]).shape == step.shape
                 if adds and same and not value.any():
                     user.replace_all_uses_with(others[0])
-                    self.traced.graph.erase_node(user)
+                    graph.erase_node(user)
                     continue
                 name = f"constant_{number}"
-                self.traced.register_buffer(name, value)
-                with self.traced.graph.inserting_before(user):
-                    user.replace_input_with(node, self.traced.graph.get_attr(name))
+                root[name] = value
+                with graph.inserting_before(user):
+                    user.replace_input_with(node, graph.get_attr(name))
 
-    def _erase(self, status: Mapping[fx.Node, str]) -> None:
-        """Erase what is empty or constant, and numbers that nobody asks for any more."""
-        for node in reversed(list(self.traced.graph.nodes)):
-            if node.users or node.op in ("placeholder", "output"):
-                continue
-            if status.get(node) or node in self.walk.numbers or node.op == "get_attr":
-                self.traced.graph.erase_node(node)
-
-    # -- inputs ----------------------------------------------------------------------------------
-
-    def _gather(self, removal: Removal) -> nn.Module:
-        """Insert a :class:`GatherInputs` where the input's units first lie in one dimension."""
-        node = self.analysis.anchor
-        assert node is not None
-        cut = removal.cut(self.walk.values[node])
-        assert cut is not None
-        gather = GatherInputs(cut[1], cut[0])
-        small, name = self.small, "gather"
-        while hasattr(small, name):
-            name += "_"
-        in_sequence = node.op == "placeholder" or str(node.target) in small._modules
-        if type(small) is nn.Sequential and in_sequence and not self.changed:
-            children = list(small.named_children())
-            place = 0
-            if node.op != "placeholder":
-                place = 1 + [child for child, _ in children].index(str(node.target))
-            children.insert(place, (name, gather))
-            return nn.Sequential(OrderedDict(children)).eval()
-        self.traced.add_submodule(name, gather)
-        with self.traced.graph.inserting_after(node):
-            gathered = self.traced.graph.call_module(name, (node,))
-        node.replace_all_uses_with(gathered, delete_user_cb=lambda user: user is not gathered)
-        self.changed = True
-        return self.traced
+    def _fold(self, pair: _Fold, root: dict[str, Any]) -> None:
+        """A normalisation goes, and its layer has other weights."""
+        weight, bias = pair.fused(self.cut, self.captured.tensors)
+        layer, norm = pair.layer_node, pair.norm_node
+        root[pair.weight] = nn.Parameter(weight)
+        name = pair.bias or f"{pair.weight.removesuffix('weight')}bias"
+        root[name] = nn.Parameter(bias)
+        with self.captured.graph.inserting_before(layer):
+            node = self.captured.graph.get_attr(name)
+        layer.args = (*layer.args[:2], node, *layer.args[3:])
+        norm.replace_all_uses_with(layer)
+        self.captured.graph.erase_node(norm)
 
 
-def _tensor_nodes(node: fx.Node, walk: Any) -> list[fx.Node]:
-    return [source for source in node.all_input_nodes if source in walk.values]
+# -- the network's own class ---------------------------------------------------------------------
 
 
-def _bias(weight: str) -> str:
-    """The bias of the same module: of ``weight``, or of an attention's ``in_proj_weight``."""
-    owner, dot, leaf = weight.rpartition(".")
-    return f"{owner}{dot}{leaf.removesuffix('weight')}bias"
+def _own_class(
+    work: _Compaction,
+    masks: Mapping[str, Tensor],
+    report: dict[str, Any],
+    reference: _Reference,
+    folded: list[_Fold],
+) -> nn.Module:
+    """The network itself with narrower layers.
+
+    :raises _Obstacle: where its code does not allow that.
+    """
+    lost = [name for name, mask in masks.items() if len(mask) and not mask.any()]
+    if work.status or lost:
+        raise _Obstacle(
+            f"{report['branches'][0]!r} reads nothing any more"
+            if report["branches"]
+            else f"nothing is left of {lost[0]!r}"
+            if lost
+            else "a branch is empty"
+        )
+    gathers = not masks["input"].all()
+    if gathers and (type(work.full) is not nn.Sequential or _place_in(work) is None):
+        raise _Obstacle("input features go, and the network is no nn.Sequential")
+    tried = []
+    for some in _attempts(list(_sizes(work))):
+        small = copy.deepcopy(work.full)
+        try:
+            _cut_in_place(work, small, some)
+            if gathers:
+                small = _gathering(work, small)
+            for pair in folded:
+                pair.in_place(small, work.graph)
+            difference = reference.difference(small)
+        except Exception as error:  # whatever code says that insists on other sizes
+            tried.append(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+            continue
+        if difference <= AGREEMENT:
+            report["folded"] = [pair.norm for pair in folded]
+            return small
+        tried.append(f"its outputs differ by {difference:.2g} of their size")
+    raise _Obstacle(f"the code of {type(work.full).__name__} does not fit fewer units: {tried[0]}")
 
 
-def _weight(bias: str) -> str:
-    owner, dot, leaf = bias.rpartition(".")
-    return f"{owner}{dot}{leaf.removesuffix('bias')}weight"
+def _cut_in_place(work: _Compaction, small: nn.Module, sizes: tuple[_Size, ...]) -> None:
+    for step in work.analysis.steps:
+        _fit(work, small, step)
+    for name, value in work.cut.items():
+        owner, _, leaf = name.rpartition(".")
+        module = small.get_submodule(owner)
+        if name in work.walk.parameters or name in work.biases:
+            if not hasattr(module, leaf):
+                raise _Obstacle(f"{name!r} would be a new parameter")
+            _place(small, work.graph, name, value)
+        elif leaf in module._buffers:
+            module._buffers[leaf] = value
+        elif value.shape != work.captured.tensors[name].shape:
+            raise _Obstacle(f"{name!r} is made by its code")
+    for module in small.modules():
+        _fit_to_parameters(module)
+    for size in sizes:
+        size.set(small)
+    for path, module in list(small.named_modules()):
+        if type(module) is nn.MultiheadAttention and path:
+            rows = module.in_proj_weight
+            if rows is not None and len(rows) != 3 * module.embed_dim:
+                narrow = NarrowAttention(module, len(rows) // 3 // module.head_dim).eval()
+                owner, _, leaf = path.rpartition(".")
+                setattr(small.get_submodule(owner), leaf, narrow)
 
 
-def _own(net: nn.Module, name: str) -> Tensor:
-    owner, _, leaf = name.rpartition(".")
-    value = getattr(net.get_submodule(owner), leaf)
-    assert isinstance(value, Tensor)
-    return value
+def _fit(work: _Compaction, small: nn.Module, step: Step) -> None:
+    """Numbers of groups, which no parameter tells."""
+    operation = operation_of(step.node.target)
+    if operation is None or step.node not in work.walk.values:
+        return
+    grouped = "num_groups" in step.given or step.given.get("groups", 1) != 1
+    try:
+        module = small.get_submodule(step.layer) if grouped else None
+    except AttributeError:
+        return
+    changed = operation.shrunk(step, work.removal) if module is not None else None
+    if isinstance(module, nn.GroupNorm) and changed:
+        module.num_groups = changed["num_groups"]
+        module.num_channels = work.removal.left_shape(work.walk.values[step.node])[1]
+    elif isinstance(module, nn.modules.conv._ConvNd) and changed:
+        module.groups = changed["groups"]
 
 
-def _place(net: nn.Module, graph: Graph, name: str, value: Tensor) -> None:
-    """Make ``value`` the network's parameter ``name`` (also where that was a buffer)."""
-    first = None
-    for alias in [name, *(a for a, target in graph.aliases.items() if target == name)]:
-        owner, _, leaf = alias.rpartition(".")
-        module = net.get_submodule(owner)
-        if first is None:
-            before = module._parameters.get(leaf)
-            trainable = before is None or before.requires_grad
-            first = nn.Parameter(value.contiguous(), trainable and value.is_floating_point())
-        module._buffers.pop(leaf, None)
-        module.__dict__.pop(leaf, None)  # a bias that was set to None
-        module._parameters[leaf] = first
-
-
-def _fit(module: nn.Module, shape: torch.Size) -> None:
-    """Set a module's sizes to those of its parameters, or of its output."""
-    if isinstance(module, nn.Linear):
+def _fit_to_parameters(module: nn.Module) -> None:
+    """Set a module's sizes to those of its parameters."""
+    if isinstance(module, nn.Linear) and isinstance(module.weight, Tensor):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd):
+    elif isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.weight, Tensor):
         rows, columns = module.weight.shape[:2]
-        if module.groups > 1:
-            whole = module.in_channels if module.transposed else module.out_channels
-            module.groups = rows // (whole // module.groups)
+        columns *= module.groups
         if module.transposed:
-            module.in_channels, module.out_channels = rows, columns * module.groups
+            rows, columns = module.weight.shape[0], module.weight.shape[1] * module.groups
+            module.in_channels, module.out_channels = rows, columns
         else:
-            module.out_channels, module.in_channels = rows, columns * module.groups
-    elif isinstance(module, nn.GroupNorm):
-        together = module.num_channels // module.num_groups
-        module.num_channels, module.num_groups = shape[1], shape[1] // together
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = shape[1]
+            module.out_channels, module.in_channels = rows, columns
+    elif isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
+        module.num_features = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.RNNBase) and not module.proj_size:
+        module.hidden_size = module.weight_hh_l0.shape[1]
+        module.input_size = module.weight_ih_l0.shape[1]
+        module._init_flat_weights()
 
 
-def _fold_normalisations(net: nn.Module, report: dict[str, Any]) -> nn.Module:
-    """The network with batch normalisations in the layers before them, which nobody else reads."""
-    traced = trace(net)
-    calls: dict[str, int] = defaultdict(int)
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] += 1
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+COUNTED = re.compile(
+    r"head|channel|feature|hidden|embed|width|inner|size|dim|planes|groups|split|n_"
+)
+NOT_COUNTED = re.compile(
+    r"kernel|patch|image|window|vocab|head_dim|head_size|stride|layer|eps|drop"
+)
+
+
+ATTEMPTS = 12
+
+
+@dataclass(frozen=True)
+class _Size:
+    """An attribute of a module that counts units.
+
+    sure: whether an operation of this module had the old number for an argument.
+    """
+
+    path: str
+    name: str
+    old: Any
+    new: Any
+    sure: bool
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The same for layers that stand in the same place of their blocks."""
+        return self.path.rpartition(".")[2], self.name
+
+    def set(self, net: nn.Module) -> None:
+        setattr(net.get_submodule(self.path), self.name, self.new)
+
+
+def _sizes(work: _Compaction) -> Iterator[_Size]:
+    """Attributes that count what has become less, where one can tell to how many.
+
+    They are found by their values, in the modules whose parameters are cut or whose operations
+    have other arguments; whether they are the right ones is seen when the network is run.
+    """
+    changes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    sure: set[tuple[str, int]] = set()
+
+    def note(path: str, old: Any, new: Any) -> None:
+        for a, b in zip(tree_leaves(old), tree_leaves(new), strict=False):
+            if type(a) is int and type(b) is int and a != b:
+                changes[path][a].add(b)
+
+    paths = {path for path, _ in work.full.named_modules()}
+    for step in work.analysis.steps:
+        inside = step.node not in work.analysis.outside and step.node is not work.analysis.anchor
+        call = work.removal.rewritten(step) if inside else None
+        if call is None or step.layer not in paths:
             continue
-        norm, source = traced.get_submodule(str(node.target)), node.args[0]
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        note(
+            step.layer,
+            [a for a in step.node.args if not isinstance(a, fx.Node)],
+            [a for a in call[1] if not isinstance(a, fx.Node)],
+        )
+        sure |= {(step.layer, old) for old in changes[step.layer]}
+        if call[0] is not step.node.target:  # a split has one size, or one for each part
+            sizes = call[1][1]
+            if len(set(sizes)) == 1:
+                for old in [a for a in step.node.args[1:2] if type(a) is int and a > len(sizes)]:
+                    changes[step.layer][old] = {sizes[0]}
+                    sure.add((step.layer, old))
+    for group in work.graph:
+        left = int(work.removal.stays(work.units[group.name]).sum())
+        for part in (*group.writers, *group.readers):
+            owner = part.parameter.rpartition(".")[0]
+            for path in {owner, owner.rpartition(".")[0]} & paths:
+                before, after = (
+                    work.graph.shapes.get(part.parameter),
+                    work.cut[part.parameter].shape,
+                )
+                note(path, group.size, left)
+                note(path, [group.size * part.block], [left * part.block])
+                if before is not None:
+                    note(path, list(before), list(after))
+    for path, by_old in changes.items():
+        for name, value in vars(work.full.get_submodule(path)).items():
+            counts = COUNTED.search(name) and not NOT_COUNTED.search(name)
+            if type(value) is int and len(by_old.get(value, ())) == 1:
+                (new,), certain = by_old[value], (path, value) in sure
+                if counts or certain:
+                    yield _Size(path, name, value, new, certain)
+            elif isinstance(value, tuple) and all(type(v) is int for v in value):
+                new_tuple = tuple(
+                    next(iter(by_old[v])) if len(by_old.get(v, ())) == 1 else v for v in value
+                )
+                if new_tuple != value:
+                    yield _Size(path, name, value, new_tuple, True)
+
+
+def _attempts(sizes: list[_Size]) -> Iterator[tuple[_Size, ...]]:
+    """Attributes to set: all of them, all but those of one name, the sure ones, none."""
+    kinds = dict.fromkeys(size.kind for size in sizes)
+    some = [tuple(sizes), *(tuple(s for s in sizes if s.kind != kind) for kind in kinds)]
+    some = [*some[:ATTEMPTS], tuple(size for size in sizes if size.sure), ()]
+    yield from dict.fromkeys(some)
+
+
+def _place_in(work: _Compaction) -> str | None:
+    """The child of an nn.Sequential at whose output the input's units lie; "" for the input."""
+    node = work.analysis.anchor
+    if node is None:
+        return None
+    if node.op == "placeholder":
+        return ""
+    step = next(step for step in work.analysis.steps if step.node is node)
+    return step.layer if step.layer in work.full._modules else None
+
+
+def _gathering(work: _Compaction, small: nn.Module) -> nn.Module:
+    """The sequence with a :class:`GatherInputs` where the input's units lie in one dimension."""
+    name = "gather"
+    while hasattr(small, name):
+        name += "_"
+    children, child = list(small.named_children()), _place_in(work)
+    place = 0 if not child else 1 + [path for path, _ in children].index(child)
+    children.insert(place, (name, work._gather()))
+    return nn.Sequential(OrderedDict(children)).eval()
+
+
+# -- normalisations that go into the layer before them ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A batch normalisation behind a layer that nobody else reads, both used once."""
+
+    norm: str
+    weight: str
+    bias: str | None
+    layer_node: fx.Node
+    norm_node: fx.Node
+    parts: tuple[str | None, ...]
+    eps: float
+    transposed: bool
+
+    def fused(
+        self, tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        def get(name: str | None) -> Any:
+            if name is None:
+                return None
+            return tensors[name] if name in tensors else others[name]
+
+        scale, shift, mean, variance = (get(name) for name in self.parts)
+        weight, bias = get(self.weight), get(self.bias)
+        fuse: Any = fuse_linear_bn_weights if weight.ndim == 2 else fuse_conv_bn_weights
+        more = {} if weight.ndim == 2 else {"transpose": self.transposed}
+        return fuse(weight, bias, mean, variance, self.eps, scale, shift, **more)  # type: ignore[no-any-return]
+
+    def in_place(self, net: nn.Module, graph: Graph) -> None:
+        own = dict(net.named_parameters()) | dict(net.named_buffers())
+        weight, bias = self.fused(own, own)
+        _place(net, graph, self.weight, weight.detach())
+        _place(net, graph, f"{self.weight.removesuffix('weight')}bias", bias.detach())
+        owner, _, leaf = self.norm.rpartition(".")
+        module = net.get_submodule(self.norm)
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise _Obstacle(f"{self.norm!r} is no batch normalisation of torch")
+        setattr(net.get_submodule(owner), leaf, nn.Identity())
+
+
+def _foldable(work: _Compaction) -> Iterator[_Fold]:
+    """Batch normalisations whose normalised dimension is that of the layer before them."""
+    steps = {step.node: step for step in work.analysis.steps}
+    for step in work.analysis.steps:
+        if not str(step.node.target).startswith("aten.batch_norm"):
             continue
-        if source.op != "call_module" or len(source.users) > 1:
+        source = step.given["input"]
+        before = steps.get(source)
+        if before is None or len(source.users) > 1 or work.status.get(source):
             continue
-        layer = traced.get_submodule(str(source.target))
-        if calls[str(source.target)] > 1 or calls[str(node.target)] > 1:
+        kind = str(source.target).removeprefix("aten.").partition(".")[0]
+        groups = before.given.get("groups", 1)
+        linear = kind == "linear" and len(step.shape) == 2
+        conv = kind.startswith("conv") and not (kind.startswith("conv_t") and groups > 1)
+        nodes = [before.given["weight"], before.given.get("bias")]
+        nodes += [step.given[n] for n in ("weight", "bias", "running_mean", "running_var")]
+        once = all(
+            node is None or (node.op == "get_attr" and len(node.users) == 1) for node in nodes
+        )
+        if not (linear or conv) or not once or step.given["running_mean"] is None:
             continue
-        if type(layer) is nn.Linear and type(norm) is nn.BatchNorm1d:
-            if len(source.meta.get("shape", ())) == 3:
-                continue
-            fused: nn.Module = fuse_linear_bn_eval(layer, norm)
-        elif isinstance(layer, nn.modules.conv._ConvNd):
-            if layer.transposed and layer.groups > 1:
-                continue
-            fused = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
-        else:
+        names = [None if node is None else work._name(node) for node in nodes]
+        weight, bias = names[0], names[1]
+        assert weight is not None
+        if not weight.endswith("weight"):
             continue
-        owner, _, leaf = str(source.target).rpartition(".")
-        setattr(traced.get_submodule(owner), leaf, fused)
-        node.replace_all_uses_with(source)
-        traced.graph.erase_node(node)
-        report["folded"].append(str(node.target))
-    return fx.GraphModule(traced, traced.graph).eval() if report["folded"] else net
+        if bias is None and f"{weight.removesuffix('weight')}bias" in work.biases:
+            bias = f"{weight.removesuffix('weight')}bias"
+        yield _Fold(
+            step.layer, weight, bias, source, step.node, tuple(names[2:]),
+            step.number("eps"), kind.startswith("conv_t"),
+        )  # fmt: skip
+
+
+# -- what it must equal --------------------------------------------------------------------------
+
+
+class _Reference:
+    """The masked network's outputs on examples, in double precision where its code allows that."""
+
+    def __init__(
+        self,
+        full: nn.Module,
+        graph: Graph,
+        masked: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        inputs: Inputs,
+        output: Output | None,
+    ) -> None:
+        self.output = output
+        net = copy.deepcopy(full)
+        for name, value in masked.items():
+            if name not in graph.aliases:
+                _place(net, graph, name, value)
+        gate = masks["input"]
+
+        def gated(value: Tensor) -> Tensor:
+            return graph.gate_inputs(value, gate.to(value))
+
+        self.inputs, self.double = inputs.map(_doubled), True
+        try:
+            self.expected = self._run(
+                net.double(), self.inputs.map(gated) if not gate.all() else self.inputs
+            )
+        except Exception:  # code that names a type
+            self.inputs, self.double = inputs, False
+            net = copy.deepcopy(full)
+            for name, value in masked.items():
+                if name not in graph.aliases:
+                    _place(net, graph, name, value)
+            self.expected = self._run(net, inputs.map(gated) if not gate.all() else inputs)
+
+    def _run(self, net: nn.Module, inputs: Inputs) -> list[Tensor]:
+        with evaluating(net):
+            outputs = inputs.call(net)
+        return [value.double() for value in tensors_of(outputs, self.output)]
+
+    def difference(self, small: nn.Module) -> float:
+        """The largest difference of an output, relative to the largest of its entries."""
+        net = copy.deepcopy(small).double() if self.double else small
+        found = self._run(net, self.inputs)
+        if [v.shape for v in found] != [v.shape for v in self.expected]:
+            raise ValueError("outputs of other shapes")
+        apart = 0.0
+        for given, expected in zip(found, self.expected, strict=True):
+            if expected.numel():
+                same = (given == expected) | (given.isnan() & expected.isnan())
+                gap = (given - expected).abs().masked_fill(same, 0)
+                finite = expected[expected.isfinite()].abs()
+                size = float(finite.max()) if len(finite) else 1.0
+                apart = (
+                    max(apart, float(gap.max()) / max(size, 1e-12))
+                    if not gap.isnan().any()
+                    else float("inf")
+                )
+        return apart
+
+
+def _doubled(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def tensors_of(outputs: Any, output: Output | None) -> list[Tensor]:
+    """What of a network's outputs has to be the same."""
+    if output is not None and not isinstance(outputs, Tensor):
+        return [output(outputs)]
+    found = [value for value in tree_leaves(outputs) if isinstance(value, Tensor)]
+    return [value for value in found if value.is_floating_point()]
 
 
 def equivalence(
@@ -646,21 +993,29 @@ def equivalence(
     parameters: Mapping[str, Tensor],
     keep: Mapping[str, Tensor],
     small: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
+    output: Output | None = None,
 ) -> float:
     """Largest absolute difference between the masked network's and the compact one's output.
 
     :param net: the full network, with ``graph``, ``parameters`` and ``keep`` as in
         :func:`compact_network`; units that ``align`` has readmitted are taken from ``small``.
     :param small: what that returned.
-    :param inputs: a batch ``(batch, ...)``, where the network is.
+    :param inputs: what the network is called with, where it is.
+    :param output: which of several outputs.
     """
-    keep = readmitting(keep, small)
-    gate = graph.check_keep(keep)["input"].to(inputs.device)
-    gated = inputs if gate.all() else graph.gate_inputs(inputs, gate.to(inputs))
+    net = without_weight_norm(net)
+    given, keep = Inputs.of(net, inputs), readmitting(keep, small)
+    gate = graph.check_keep(keep)["input"]
+    gated = given
+    if not gate.all():
+        gated = given.map(lambda value: graph.gate_inputs(value, gate.to(value)))
     with evaluating(net), evaluating(small):
-        masked = functional_call(net, graph.masked_parameters(parameters, keep), (gated,))
-        return float((masked.cpu() - small(inputs.cpu())).abs().max())
+        parameters = graph.masked_parameters(parameters, keep)
+        masked = functional_call(net, parameters, gated.args, gated.kwargs)
+        compact = given.map(lambda value: value.cpu()).call(small)
+        pairs = zip(tensors_of(masked, output), tensors_of(compact, output), strict=True)
+        return max(float((a.cpu() - b).abs().max()) for a, b in pairs if a.numel())
 
 
 def readmitting(keep: Mapping[str, Tensor], small: nn.Module) -> dict[str, Tensor]:

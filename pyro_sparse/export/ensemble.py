@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import pyro
-import pyro.poutine as poutine
 import torch
-from pyro.distributions import Independent, MaskedDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_sparse.distributions import SpikeAndSlab
 from pyro_sparse.likelihoods import Likelihood
-from pyro_sparse.modules import own_parameters
-from pyro_sparse.posterior import (
-    Posterior,
-    SelectionRule,
-    accuracy,
-    calibration_error,
-    negative_log_likelihood,
-    rmse,
-)
+from pyro_sparse.posterior import Posterior, SelectionRule
+from pyro_sparse.posterior.calibration import predictive_scores
+from pyro_sparse.posterior.draws import Included
 
 from .compact import compact_network
 from .shipping import check_compact
@@ -59,22 +46,6 @@ class Ensemble(nn.Module):
         return torch.stack([net(inputs) for net in self.nets])
 
 
-class _Included(Messenger):
-    """Every unit is in: spike-and-slab sites draw from their slabs."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        law: Any = msg["fn"]
-        events = 0
-        while isinstance(law, Independent | MaskedDistribution):
-            if isinstance(law, Independent):
-                events += law.reinterpreted_batch_ndims
-            law = law.base_dist
-        if isinstance(law, SpikeAndSlab):
-            slab: Any = law.slab
-            msg["fn"] = slab.to_event(events)
-
-
-@torch.no_grad()
 def _included_draws(
     posterior: Posterior, draws: int
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
@@ -83,18 +54,12 @@ def _included_draws(
     The counterpart of :meth:`Posterior.mean_parameters`, which is their mean.
     """
     model = posterior.model
-    with own_parameters(model, posterior.guide), pyro.validation_enabled(False):
-        for _ in range(draws):
-            with _Included():
-                trace = poutine.trace(posterior.guide).get_trace()
-            with poutine.replay(trace=trace):
-                rows, gate = model.rows(), model.input_gate()
-                latents = model.likelihood.sites()
-            parameters = model.parameters_of(rows)
-            if gate is not None:
-                # A noise on the inputs moves into the columns that read them; a gate is 1 here.
-                parameters = model.graph.scale_columns(parameters, "input", gate)
-            yield parameters, latents
+    for one in posterior.network_draws(draws, handler=Included()):
+        parameters = model.parameters_of(one.rows)
+        if one.gate is not None:
+            # A noise on the inputs moves into the columns that read them; a gate is 1 here.
+            parameters = model.graph.scale_columns(parameters, "input", one.gate)
+        yield parameters, one.latents
 
 
 def compact_draws(
@@ -134,7 +99,9 @@ def compact_draws(
         torch.manual_seed(seed)
         for parameters, latents in _included_draws(posterior, draws):
             with posterior.statistics_of(parameters, keep):
-                small = compact_network(model.net, model.graph, parameters, keep)
+                small = compact_network(
+                    model.net, model.graph, parameters, keep, output=model.output
+                )
                 check_compact(model, parameters, keep, small)
             networks.append(small)
             noises.append(latents)
@@ -155,6 +122,7 @@ def ensemble_scores(
     y: Tensor,
     target_scale: float = 1.0,
     batch_size: int = 4096,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Scores of the average prediction of an ensemble, as `Posterior.evaluate` has for others.
 
@@ -167,28 +135,16 @@ def ensemble_scores(
             Shape: (N,).
         target_scale: standard deviation that the targets were divided by.
         batch_size: examples that pass through the networks at once.
+        temperature: of the average prediction of classes, see
+            :func:`~pyro_sparse.posterior.calibration.temper`.
 
     Returns:
         ``accuracy`` and ``ece`` for classes, ``rmse`` for numbers, and ``nll``.
     """
     outputs = torch.cat([ensemble(part) for part in x.split(batch_size)], 1)
-    logs = torch.stack(
-        [
-            likelihood.distribution(
-                output, **{name: values[draw] for name, values in ensemble.latents.items()}
-            ).log_prob(y)
-            for draw, output in enumerate(outputs)
-        ]
-    )
-    prediction = torch.stack([likelihood.natural(output) for output in outputs]).mean(0)
-    scores = {"nll": negative_log_likelihood(logs)}
-    probabilities = likelihood.class_probabilities(prediction)
-    if probabilities is None:
-        # A density per standardised unit, turned into one per unit of the target.
-        scores["nll"] += math.log(target_scale)
-        return {**scores, "rmse": rmse(prediction, y) * target_scale}
-    return {
-        **scores,
-        "accuracy": accuracy(probabilities, y),
-        "ece": calibration_error(probabilities, y),
-    }
+    draws = [
+        (output, {name: values[draw] for name, values in ensemble.latents.items()})
+        for draw, output in enumerate(outputs)
+    ]
+    scores = predictive_scores(likelihood, draws, y, target_scale, temperature)
+    return {name: value for name, value in scores.items() if not name.endswith("_error")}

@@ -25,14 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse import nets
+from pyro_sparse.inputs import Example, Inputs
 
-from .check import example_inputs, largest_difference
+from .check import Runner, example_rows, input_of, largest_difference, outputs_of
 from .onnx import onnx_available, onnx_runner, write_onnx
+from .program import export_program
 
-__all__ = ["ONNX", "TORCH", "Benchmark", "Ratio", "Timing", "bench"]
+__all__ = ["INT8", "ONNX", "TORCH", "Benchmark", "Ratio", "Timing", "bench"]
 
 TORCH = "torch"
 ONNX = "ONNX Runtime"
+INT8 = "ONNX Runtime, int8"
 PROCESSOR = "processor time"
 WALL = "wall clock"
 
@@ -64,6 +67,7 @@ class Ratio:
     """Dense time over compact time: median and quartiles of the rounds' ratios.
 
     title: the runtime, or ``"torch → ONNX Runtime"``: dense in the first, compact in the second.
+    For int8, which only the compact network is written in: ``"ONNX Runtime → ONNX Runtime, int8"``.
     """
 
     title: str
@@ -107,8 +111,9 @@ class Benchmark:
 def bench(
     dense: nn.Module,
     compact: nn.Module,
-    example: Tensor,
+    example: Example | Inputs,
     *,
+    int8: str | Path | None = None,
     batches: Sequence[int] = (1, 16, 256),
     threads: int = 1,
     seconds: float = 5.0,
@@ -120,8 +125,9 @@ def bench(
     Args:
         dense: the full network.
         compact: the one cut out of it.
-        example: an input.
+        example: inputs, see :func:`~pyro_sparse.export.save`.
             Shape: (any batch, ...).
+        int8: the compact network's ``model-int8.onnx``, to be timed, too.
         batches: batch sizes.
         threads: that each runtime may use.
         seconds: time for each batch size; at least 7 rounds are made.
@@ -136,15 +142,16 @@ def bench(
         raise ValueError(f"expected at least one thread, got {threads}")
     if not 0 < seconds < math.inf:
         raise ValueError(f"expected a positive number of seconds, got {seconds}")
-    example = example.detach().cpu()
     networks = {
         name: copy.deepcopy(net).cpu().eval()
         for name, net in (("dense", dense), ("compact", compact))
     }
-    runners: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
-        (name, TORCH): net for name, net in networks.items()
+    inputs = input_of(networks["compact"], example)
+    runners: dict[tuple[str, str], Runner] = {
+        (name, TORCH): _eager(net) for name, net in networks.items()
     }
     differences = {}
+    sizes = tuple(dict.fromkeys(batches))
     clock, clock_name = _clock(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -157,18 +164,28 @@ def bench(
                 for name, net in networks.items():
                     path = Path(folder) / f"{name}.onnx"
                     with torch.inference_mode(False):
-                        write_onnx(net, example, path)
-                    runners[name, ONNX] = onnx_runner(path, threads)
+                        made = export_program(net, inputs)
+                        write_onnx(made, path)
+                    if made.fixed:
+                        sizes = (inputs.batch,)
+                    runners[name, ONNX] = onnx_runner(path, made.names, made.outputs, threads)
                     differences[name] = largest_difference(
                         net,
                         runners[name, ONNX],
-                        example,
+                        inputs,
                         f"ONNX Runtime's {name} network",
-                        tuple(dict.fromkeys(batches)),
+                        None if made.fixed else sizes,
                     )
+                    if int8 is not None and name == "compact":
+                        runners[name, INT8] = onnx_runner(int8, made.names, made.outputs, threads)
             rounds = {
-                batch: _rounds(runners, example_inputs(example, batch), seconds, clock)
-                for batch in dict.fromkeys(batches)
+                batch: _rounds(
+                    runners,
+                    inputs if sizes == (inputs.batch,) else example_rows(inputs, batch),
+                    seconds,
+                    clock,
+                )
+                for batch in sizes
             }
     finally:
         torch.set_num_threads(before)
@@ -180,6 +197,8 @@ def bench(
     pairs = [(TORCH, TORCH)]
     if ONNX in versions:
         pairs += [(ONNX, ONNX), (TORCH, ONNX)]
+    if ("compact", INT8) in runners:
+        pairs += [(ONNX, INT8)]
     return Benchmark(
         timings=tuple(
             _timing(network, runtime, batch, times)
@@ -195,15 +214,19 @@ def bench(
         clock=clock_name,
         cpu=_cpu(),
         versions=versions,
-        macs={name: nets.count_macs(net, example) for name, net in networks.items()},
+        macs={name: nets.count_macs(net, inputs) for name, net in networks.items()},
         parameters={name: nets.count_parameters(net) for name, net in networks.items()},
         runtime_difference=differences,
     )
 
 
+def _eager(net: nn.Module) -> Runner:
+    return lambda inputs: outputs_of(inputs.call(net))
+
+
 def _rounds(
-    runners: dict[tuple[str, str], Callable[[Tensor], Tensor]],
-    inputs: Tensor,
+    runners: dict[tuple[str, str], Runner],
+    inputs: Inputs,
     seconds: float,
     clock: Callable[[], float],
 ) -> dict[tuple[str, str], Tensor]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_sparse.inputs import Example
 from pyro_sparse.models import SparseModel
 from pyro_sparse.posterior import Posterior, SelectionRule
 from pyro_sparse.precision import full_precision
 
-from .compact import compact_network, equivalence
+from .compact import compact_network, equivalence, tensors_of
 
 __all__ = ["compact"]
 
@@ -25,6 +27,7 @@ def compact(
     scores: Mapping[str, Tensor] | None = None,
     fold: bool = False,
     check: bool = True,
+    inputs: Example | None = None,
 ) -> nn.Module:
     """The plain, physically smaller network that a posterior leaves.
 
@@ -41,9 +44,11 @@ def compact(
             probabilities when absent.
         fold: let batch normalisations go into the layers before them.
         check: compare its output with the masked network's; without, only its size is sure.
+        inputs: what it is run on, ``(batch, ...)`` or several; the model's example when absent.
 
     Returns:
-        A module that takes the same inputs as the network. Its attribute ``compaction`` says what
+        A module that takes the same inputs as the network: of the network's own class where its
+        code allows that (``compaction["form"]``). Its attribute ``compaction`` says what
         went, see :func:`~pyro_sparse.export.compact_network`; with ``align``, which units came
         back. ``input_shape`` is the shape of one input.
 
@@ -62,10 +67,13 @@ def compact(
         align=align,
         scores=posterior.inclusion() if scores is None else scores,
         fold=fold,
-    ).requires_grad_(True)
+        output=model.output,
+        inputs=None if inputs is None else model.inputs(inputs),
+    )
     if check:
         check_compact(model, parameters, keep, small)
-    small.input_shape = tuple(model.example_shape[1:])  # type: ignore[assignment]
+    if model.example_shape:
+        small.input_shape = tuple(model.example_shape[1:])  # type: ignore[assignment]
     return small
 
 
@@ -77,11 +85,15 @@ def check_compact(
 ) -> None:
     """Raise ``RuntimeError`` where ``small`` does not compute what the masked network does."""
     example = next(iter(parameters.values()))
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn((3, *model.example_shape[1:]), generator=generator).to(example)
+    inputs: Any = small.example
+    on_device = inputs.map(lambda value: value.to(example.device))
     with torch.no_grad(), full_precision(example.device):
-        difference = equivalence(model.net, model.graph, parameters, keep, small, inputs)
-        size = max(1.0, float(small(inputs.cpu()).abs().max()))
+        difference = equivalence(
+            model.net, model.graph, parameters, keep, small, on_device, model.output
+        )
+        # As a graph, it returns the output that is read, and nothing else.
+        outputs = tensors_of(inputs.call(small), model.output)
+        size = max(1.0, *(float(value.abs().max()) for value in outputs if value.numel()))
     # Sums over fewer terms round differently: about 1e-6 of the output in single precision.
     if not difference <= 100 * torch.finfo(example.dtype).eps * size:
         raise RuntimeError(

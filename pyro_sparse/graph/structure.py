@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_sparse.inputs import Inputs
+
 __all__ = ["Graph", "Group", "ParameterSlice", "Product", "ReaderSlice", "Width"]
+
+
+OUTPUT_UNITS = "units of the network's output"
+OF_NO_UNITS = "these parameters belong to no units"
+NO_UNITS = (OUTPUT_UNITS, OF_NO_UNITS)
 
 
 @dataclass(frozen=True)
@@ -72,16 +79,16 @@ class Group:
     name: dotted name of the first writing module, with ``:0``, ``:1``, ... where it has several
         groups; ``"input"`` for the input features.
     size: number of units.
-    kind: ``"linear"``, ``"conv"``, ``"heads"``, ``"norm"``, ``"embedding"``, ``"input"``, or
-        ``"parameter"``: parameters that are trained but have no units.
+    kind: ``"heads"`` of an attention, else what writes them first: ``"linear"``, ``"conv"``,
+        ``"recurrent"``, ``"norm"``, ``"embedding"``, ``"input"``, or ``"parameter"``, which may
+        be trained but have no units.
     writers: slices that make up the rows; none for the input.
     readers: slices that read the units.
     prunable: whether single units can be removed.
     reason: why not, in one sentence; empty if prunable.
-    node: of the input, name of the ``torch.fx`` node at whose output its units lie in one
-        dimension; empty for others.
-    dim: that dimension.
+    dim: of the input, the dimension in which its units lie where the first layer reads them.
     shared: whether its parameters are used more than once in a forward pass.
+    paired: whether units are read by one another, as queries and keys are, and not only by weights.
     """
 
     name: str
@@ -91,9 +98,9 @@ class Group:
     readers: tuple[ReaderSlice, ...]
     prunable: bool
     reason: str
-    node: str = ""
     dim: int = 1
     shared: bool = False
+    paired: bool = False
 
 
 class _Part(NamedTuple):
@@ -138,9 +145,10 @@ class Graph:
     """The groups of a network, in the order of its forward pass.
 
     shapes: shape of every parameter that stands in some group's rows.
-    ungrouped: the parameters that stand in none, and why.
+    ungrouped: the parameters that stand in none and stay as they are, and why: those that are
+        frozen, and those that the forward pass does not read.
     aliases: further names of grouped parameters (tied weights), and the name used here.
-    example: shape and type of the inputs that the network was traced with.
+    example: the inputs that the network was traced with, at most 16 examples.
     products: what costs MACs, and fewer of them where units are removed.
     """
 
@@ -148,7 +156,7 @@ class Graph:
     shapes: Mapping[str, torch.Size]
     ungrouped: Mapping[str, str]
     aliases: Mapping[str, str]
-    example: tuple[tuple[torch.Size, torch.dtype], ...] = ()
+    example: Inputs = field(default_factory=Inputs)
     products: tuple[Product, ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
@@ -456,7 +464,7 @@ class Graph:
                 flows = masks[group.name].clone()
                 if group.writers:
                     flows &= (self.rows(masked, group.name) != 0).any(1).cpu()
-                read = torch.zeros_like(flows)
+                read = torch.full_like(flows, group.paired)
                 for reader in group.readers:
                     value = masked[reader.parameter].movedim(reader.dim, 0)
                     value = value[reader.entries(group.size).to(value.device)]
@@ -469,6 +477,20 @@ class Graph:
 
     def _prunable(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: mask for name, mask in masks.items() if self[name].prunable}
+
+    def obstacles(self) -> dict[str, float]:
+        """Why units stay that are not the network's output, with their share of all units.
+
+        The share is of the units of layers, most frequent reasons first; parameters that belong to
+        no unit do not count.
+        """
+        layers = [group for group in self if group.writers and group.reason not in NO_UNITS]
+        total = sum(group.size for group in layers)
+        shares: dict[str, float] = {}
+        for group in layers:
+            if not group.prunable:
+                shares[group.reason] = shares.get(group.reason, 0.0) + group.size / total
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     def explain(self) -> str:
         """A table of the groups, and of the parameters that stand in none, with the reasons."""

@@ -32,15 +32,18 @@ class Atoms:
 
     def __init__(self) -> None:
         self.parent = np.zeros(0, dtype=np.int64)
-        self.loose = np.zeros(0, dtype=bool)
-        self.reasons: list[str] = []  # in the order in which they were found
-        self.why = np.zeros(0, dtype=np.int64)  # place of an atom's reason; large where none
+        # Of a unit, kept at the smallest of its atoms: whether one is firm, and the place of its
+        # first reason in ``reasons``, large where there is none.
+        self.is_firm = np.zeros(0, dtype=bool)
+        self.why = np.zeros(0, dtype=np.int64)
+        self.reasons: list[str] = []
+        self._ties = 0
 
     def new(self, count: int, *, loose: bool = False) -> Tensor:
         """Labels of ``count`` new atoms, ``(count,)``."""
         start = len(self.parent)
         self.parent = np.concatenate([self.parent, np.arange(start, start + count)])
-        self.loose = np.concatenate([self.loose, np.full(count, loose)])
+        self.is_firm = np.concatenate([self.is_firm, np.full(count, not loose)])
         self.why = np.concatenate([self.why, np.full(count, NO_REASON)])
         return torch.arange(start, start + count)
 
@@ -64,34 +67,38 @@ class Atoms:
     def tie(self, left: Tensor, right: Tensor) -> None:
         """Tie labels of the same shape entry by entry; none of them may be :data:`KEPT`."""
         a, b = left.reshape(-1).numpy(), right.reshape(-1).numpy()
-        while True:
+        before = np.unique(self._roots(np.concatenate([a, b])))
+        while len(a):
             a, b = self._roots(a), self._roots(b)
             differ = a != b
-            if not differ.any():
-                break
             a, b = a[differ], b[differ]
             np.minimum.at(self.parent, np.maximum(a, b), np.minimum(a, b))
-        self.parent = self._roots(np.arange(len(self.parent)))
+        after = self._roots(before)
+        np.logical_or.at(self.is_firm, after, self.is_firm[before])
+        np.minimum.at(self.why, after, self.why[before])
+        self._ties += 1
+        if self._ties % 64 == 0:  # chains stay short
+            self.parent = self._roots(np.arange(len(self.parent)))
 
     def firm(self, labels: Tensor) -> Tensor:
         """Which labels' units have a firm atom."""
-        firm = np.zeros(len(self.parent), dtype=bool)
-        np.logical_or.at(firm, self._roots(np.arange(len(self.parent))), ~self.loose)
         roots = self.find(labels).numpy()
-        return torch.from_numpy(np.where(roots < 0, False, firm[np.maximum(roots, 0)]))
+        if not len(self.parent):
+            return torch.zeros(roots.shape, dtype=torch.bool)
+        return torch.from_numpy((roots >= 0) & self.is_firm[np.maximum(roots, 0)])
 
     def block(self, labels: Tensor, reason: str) -> None:
         """The units of these labels may not be removed; a unit's first reason stays."""
-        roots = self.find(labels).unique().numpy()
+        roots = np.unique(self.find(labels).numpy())
         roots = roots[roots >= 0]
-        self.why[roots] = np.minimum(self.why[roots], len(self.reasons))
-        self.reasons.append(reason)
+        if len(roots):
+            self.why[roots] = np.minimum(self.why[roots], len(self.reasons))
+            self.reasons.append(reason)
 
     def blocked(self) -> Blocked:
         """The units that may not be removed, and why."""
-        why = np.full(len(self.parent), NO_REASON)
-        np.minimum.at(why, self._roots(np.arange(len(self.parent))), self.why)
-        return Blocked(why, self.reasons)
+        self.parent = self._roots(np.arange(len(self.parent)))
+        return Blocked(self.why[self.parent], self.reasons)
 
     def tie_along(self, labels: Tensor, reason: str) -> Tensor:
         """One label for each row of ``labels`` ``(rows, entries)``, tying those of a row.
@@ -111,10 +118,10 @@ class Atoms:
         rows = labels[~kept]
         firm = rows[self.firm(rows)]
         before = len(self.find(firm).unique())
-        state = self.parent.copy()
+        state = self.parent.copy(), self.is_firm.copy(), self.why.copy()
         self.tie(rows, rows[:, :1].expand_as(rows))
         if before > 1 and len(self.find(firm).unique()) == 1:
-            self.parent = state
+            self.parent, self.is_firm, self.why = state
             self.block(labels, reason)
             return torch.full_like(first, KEPT)
         return first
@@ -150,8 +157,8 @@ class Value:
 
     shape: its shape.
     labels: atom of each entry, of as many dimensions, with size 1 where they do not vary.
-    emission: the value that each entry has when its unit is excluded, likewise. Meaningless where
-        the label is :data:`KEPT`.
+    emission: the value that each entry has when its unit is excluded, likewise; of entries without
+        a unit, their value where that is a constant. NaN where it depends on the data.
     open: atoms whose rows, multiplied by a number, multiply the units of this value by it.
     """
 
@@ -159,6 +166,11 @@ class Value:
     labels: Tensor
     emission: Tensor
     open: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def units(self) -> bool:
+        """Whether any entry belongs to a unit."""
+        return bool((self.labels >= 0).any())
 
     def full_labels(self) -> Tensor:
         return self.labels.expand(self.shape)
@@ -182,6 +194,9 @@ def compressed(value: Tensor) -> Tensor:
     for dim in range(value.ndim):
         if value.shape[dim] > 1:
             first = value.narrow(dim, 0, 1)
-            if bool((value == first).all()):
+            same = value == first
+            if value.is_floating_point():
+                same |= value.isnan() & first.isnan()
+            if bool(same.all()):
                 value = first
     return value.clone()

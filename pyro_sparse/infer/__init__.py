@@ -1,14 +1,14 @@
 """Inference: the ELBO, local reparameterisation, `fit`; regressions by enumeration and sampling."""
 
 from . import schedules
+from ._fit import check_data, fit
+from ._lower_bound import LowerBound, lower_bound, without_evidence
 from .checkpoint import checkpoint_file, restore, save_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
-from .fit import check_data, fit
 from .folder import RunFolder, read_json, write_json, write_text
 from .gradient import GradientVariance, gradient_variance
 from .local_reparameterisation import LocalReparameterisation
-from .lower_bound import LowerBound, lower_bound
 from .memory import MemoryNeed, available_memory, memory_need
 from .processes import launch, make_fabric, on_first
 from .recipe import OPTIMIZERS
@@ -45,6 +45,7 @@ __all__ = [
     "restore",
     "save_checkpoint",
     "schedules",
+    "without_evidence",
     "write_json",
     "write_text",
 ]

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import Distribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.elbo import ELBOModule
+from pyro.infer.util import MultiFrameTensor
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
+from pyro_sparse.distributions.kl import is_closed
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.precision import autocast_suspended
 
@@ -81,7 +83,7 @@ class _Record(Messenger):
             self.sites[msg["name"]] = msg
             given = self._given.get(msg["name"])
             if given is not None and not msg["is_observed"]:
-                msg["kl"] = _site_kl(msg, given, self._mapped)
+                msg["kl"], msg["kl_terms"] = _site_kl(msg, given, self._mapped)
 
 
 class ELBO(PyroELBO):
@@ -97,8 +99,9 @@ class ELBO(PyroELBO):
     have them, count by their log-densities at the draw.
 
     Guide sites with a score term (:class:`~pyro_sparse.distributions.SpikeAndSlab` itself) get an
-    unbiased score-function gradient; with several particles, each one's baseline is the mean
-    of the others' (leave-one-out), which keeps it unbiased and lowers its variance.
+    unbiased score-function gradient. Its cost is what the site's draw may have moved, by member of
+    its plates; with several particles, each one's baseline is the mean of the others'
+    (leave-one-out), which keeps it unbiased and lowers its variance.
 
     Use it as a module with a torch optimiser, ``loss = ELBO()(model, guide); loss(x, y)``, or in
     stock SVI, ``SVI(model, guide, optim, loss=ELBO())``.
@@ -145,24 +148,28 @@ class ELBO(PyroELBO):
 
     def _particle(
         self, model_sites: dict[str, Any], guide_sites: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Any]:
-        """Log-likelihood, KL and score term of one draw."""
+    ) -> tuple[Tensor, Tensor, list[_Score]]:
+        """Log-likelihood, KL and score terms of one draw."""
         likelihoods: list[Any] = []
         kls: list[Any] = []
-        scores: list[Any] = []
-        own = [site for name, site in guide_sites.items() if name not in model_sites]
-        extra = [site["name"] for site in own if not site["infer"].get("is_auxiliary")]
+        own = {name: site for name, site in guide_sites.items() if name not in model_sites}
+        extra = [name for name, site in own.items() if not site["infer"].get("is_auxiliary")]
         if extra:
             raise ValueError(
                 f"the guide samples {extra}, the model does not; model sites: {list(model_sites)}"
             )
-        for site in own:
+        costs: list[_Cost] = []
+        for name, site in own.items():
             # What an autoguide draws before it maps it to the model's latents, which have the
             # mapping's Jacobian as their density.
-            kls.append(_total(site["fn"].log_prob(site["value"]), site))
+            value = site["fn"].log_prob(site["value"])
+            kls.append(_total(value, site))
+            costs.append(_Cost(name, value, site, self.kl_weight))
         for name, site in model_sites.items():
             if site["is_observed"]:
-                likelihoods.append(_total(site["fn"].log_prob(site["value"]), site))
+                value = site["fn"].log_prob(site["value"])
+                likelihoods.append(_total(value, site))
+                costs.append(_Cost(name, value, site, -1.0))
                 continue
             guide_site = guide_sites.get(name)
             if guide_site is None:
@@ -171,10 +178,16 @@ class ELBO(PyroELBO):
                     f"{list(guide_sites)}"
                 )
             kls.append(site["kl"])
-            if _has_score(guide_site["fn"]):
-                parts = guide_site["fn"].score_parts(guide_site["value"])
-                scores.append(_total(parts.score_function, guide_site))
-        return _sum(likelihoods), _sum(kls), _sum(scores)
+            costs += [
+                cost._replace(weight=cost.weight * self.kl_weight) for cost in site["kl_terms"]
+            ]
+        scores = [
+            _Score(parts.score_function, _local_cost(site, costs))
+            for site in guide_sites.values()
+            if _may_have_score(site["fn"])
+            and isinstance((parts := site["fn"].score_parts(site["value"])).score_function, Tensor)
+        ]
+        return _sum(likelihoods), _sum(kls), scores
 
     def estimate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Estimate:
         """One estimate of the loss with its terms; see :class:`Estimate`.
@@ -196,15 +209,16 @@ class ELBO(PyroELBO):
         there = log_likelihood.device
         kl = _mean([torch.as_tensor(draw[1], device=there) for draw in draws])
         loss = self.kl_weight * kl - log_likelihood
-        if not any(isinstance(score, Tensor) for _, _, score in draws):
+        if not any(scores for _, _, scores in draws):
             return Estimate(loss, log_likelihood, kl)
         surrogate = loss
-        values = torch.stack(
-            [torch.as_tensor(self.kl_weight * kl - ll).detach() for ll, kl, _ in draws]
-        )
-        for value, (_, _, score) in zip(values, draws, strict=True):
-            others = (values.sum() - value) / (count - 1) if count > 1 else 0.0
-            surrogate = surrogate + (value - others) * score / count
+        for score in zip(*(scores for _, _, scores in draws), strict=True):
+            costs = [one.cost for one in score]
+            same = count > 1 and len({cost.shape for cost in costs}) == 1
+            total = sum(costs[1:], costs[0]) if same else 0.0
+            for one in score:
+                others = (total - one.cost) / (count - 1) if same else 0.0
+                surrogate = surrogate + ((one.cost - others) * one.function).sum() / count
         return Estimate(surrogate + (loss - surrogate).detach(), log_likelihood, kl)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -228,7 +242,7 @@ class ELBO(PyroELBO):
         with torch.no_grad(), own_parameters(model, guide):
             model_sites, guide_sites = self._get_trace(model, guide, args, kwargs)
         return {
-            name: _closed_kl(guide_sites[name]["fn"], site["fn"]) is not None
+            name: is_closed(guide_sites[name]["fn"], site["fn"])
             for name, site in model_sites.items()
             if name in guide_sites
         }
@@ -243,13 +257,58 @@ def _mean(values: list[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).mean()
 
 
-def _has_score(law: Any) -> bool:
-    """Whether draws of ``law`` carry less than the whole gradient."""
+class _Cost(NamedTuple):
+    """A term of the loss at the site ``name``, times ``weight``, before its site's scale and mask.
+
+    closed: whether it is a KL, which depends on the site's law but not on its draw
+    """
+
+    name: str
+    value: Any
+    site: Any
+    weight: float
+    closed: bool = False
+
+
+class _Score(NamedTuple):
+    """A site's score function and the part of the loss that its draw may have moved."""
+
+    function: Tensor
+    cost: Tensor
+
+
+def _local_cost(site: Any, costs: list[_Cost]) -> Tensor:
+    """What a draw may have moved: of other members of its plates it has not moved anything.
+
+    A score function belongs to the estimator, not to the model, so that no scale or mask is on it.
+    """
+    terms = MultiFrameTensor()
+    for cost in costs:
+        if not (cost.closed and cost.name == site["name"]):
+            value = torch.as_tensor(cost.value).detach()
+            value = scale_and_mask(value, cost.site["scale"], cost.site["mask"])
+            terms.add((cost.site["cond_indep_stack"], cost.weight * value))
+    return torch.as_tensor(_summed(terms, site), device=site["value"].device)
+
+
+def _summed(terms: MultiFrameTensor, site: Any) -> Any:
+    """Over all but the site's plates, in which it is independent."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    if frames:
+        return terms.sum_to(frames)
+    return sum(value.sum() for value in terms.values())
+
+
+_STOCK_SCORES = Distribution.score_parts
+
+
+def _may_have_score(law: Any) -> bool:
+    """Whether draws of ``law`` may carry less than the whole gradient."""
     if not law.has_rsample:
         return True
     while hasattr(law, "base_dist"):
         law = law.base_dist
-    return isinstance(law, SpikeAndSlab) and not isinstance(law, RelaxedSpikeAndSlab)
+    return getattr(type(law), "score_parts", _STOCK_SCORES) is not _STOCK_SCORES
 
 
 def _closed_kl(q: Any, p: Any) -> Tensor | None:
@@ -268,12 +327,15 @@ def _total(value: Tensor, site: Any) -> Tensor:
     return scale_and_mask(value, scale, mask).sum()
 
 
-def _site_kl(site: Any, guide_site: Any, mapped: bool = False) -> Tensor:
+def _site_kl(site: Any, guide_site: Any, mapped: bool = False) -> tuple[Tensor, list[_Cost]]:
+    """A site's KL, and the terms that it is made of."""
+    name = site["name"]
     # Where values are mapped from auxiliary draws, the Jacobian is the density of a point mass,
     # which the closed KL of a point mass leaves out.
     kl = None if mapped else _closed_kl(guide_site["fn"], site["fn"])
-    if kl is None:
-        value = guide_site["value"]
-        log_q = _total(guide_site["fn"].log_prob(value), guide_site)
-        return log_q - _total(site["fn"].log_prob(value), site)
-    return _total(kl, guide_site)
+    if kl is not None:
+        return _total(kl, guide_site), [_Cost(name, kl, guide_site, 1.0, closed=True)]
+    log_q = guide_site["fn"].log_prob(guide_site["value"])
+    log_p = site["fn"].log_prob(guide_site["value"])
+    total = _total(log_q, guide_site) - _total(log_p, site)
+    return total, [_Cost(name, log_q, guide_site, 1.0), _Cost(name, log_p, site, -1.0)]

@@ -14,6 +14,7 @@ from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
 from .elbo import ELBO
+from .moments import Moments
 
 __all__ = ["GradientVariance", "gradient_variance"]
 
@@ -88,23 +89,22 @@ def gradient_variance(
     model, guide = copy.deepcopy((model, guide))
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
     parameters = dict(guide.named_parameters())
-    mean = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-    squares = {name: torch.zeros_like(value) for name, value in mean.items()}
+    moments = Moments()
     with (
         torch.random.fork_rng([]),
         own_parameters(model, guide),
         pyro.validation_enabled(False),
     ):
         torch.manual_seed(seed)
-        for count in range(1, draws + 1):
+        for _ in range(draws):
             loss = elbo.estimate(model, guide, x, y).loss / model.num_data
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, found, strict=True):
-                # Welford's recursion: no difference of large sums.
-                value = mean[name].new_zeros(()) if gradient is None else gradient.double()
-                before = value - mean[name]
-                mean[name] += before / count
-                squares[name] += before * (value - mean[name])
-    variances = {name: float(value.sum()) / (draws - 1) for name, value in squares.items()}
-    norm = sum(float(value.square().sum()) for value in mean.values())
+            moments.add(
+                {
+                    name: torch.zeros_like(parameter) if gradient is None else gradient
+                    for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+                }
+            )
+    variances = {name: float(moments.variance(name).sum()) for name in parameters}
+    norm = sum(float(value.square().sum()) for value in moments.mean.values())
     return GradientVariance(variances, max(0.0, norm - sum(variances.values()) / draws))

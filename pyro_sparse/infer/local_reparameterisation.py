@@ -33,9 +33,10 @@ import torch.nn.functional as F
 from pyro.distributions import Delta, Independent, MaskedDistribution, Normal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
 from pyro_sparse.distributions import (
+    GatedColumns,
     LogScaleNormal,
     RelaxedSpikeAndSlab,
     SpikeAndSlab,
@@ -47,6 +48,21 @@ __all__ = ["FullScale", "LocalReparameterisation", "RandomRows", "RowLaw", "Tied
 
 _FEW = 4096
 """So many random numbers are drawn sooner than others are copied."""
+
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a derivative that cannot be differentiated again, so that nobody gets a 0 for it."""
+
+    @functools.wraps(backward)
+    def only(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "layers whose outputs are sampled have no second derivatives: use "
+                "ELBO(local_reparameterisation=False)"
+            )
+        return backward(ctx, *gradients)
+
+    return only
 
 
 @dataclass(frozen=True)
@@ -532,7 +548,7 @@ class _PointLinear(_SampledLinear):
         return output if gate is None else output * gate
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, rows, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
@@ -573,7 +589,7 @@ class _TiedLinear(_SampledLinear):
         return output if gate is None else output * gate
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, squares, rows, columns, scale, noise, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
@@ -612,7 +628,7 @@ class _FactorisedLinear(_SampledLinear):
         return output if gate is None else output * gate
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, rows, of_rows, columns, terms, ratio, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
@@ -643,7 +659,7 @@ class _FullLinear(_SampledLinear):
         return output if gate is None else output * gate
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, rows, scale, ratio, gate, output = ctx.saved_tensors
         gradient, by_gate = _SampledLinear.ungated(ctx, gradient, gate, output)
@@ -766,6 +782,9 @@ class LocalReparameterisation(Messenger):
                 return None
             multiplier = law.rsample_inclusion((self.examples,) if by_example else ())
             law = law.slab
+        if isinstance(law, GatedColumns):
+            # What reads an input that is out is multiplied by 0, and need not be drawn.
+            law = law.inside
         if isinstance(law, TiedNormal):
             scale: Any = TiedScale(law.row_log_scale, law.column_log_scale)
             return RandomRows.make(law.loc, scale, multiplier, self.examples)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sparse.guides import GroupGuide
+from pyro_sparse.guides import GroupGuide, SpikeSlabGuide
 from pyro_sparse.models import SparseModel
 
 from .elbo import ELBO
-from .schedules import Schedule, cheap, cosine, ramp
+from .schedules import Schedule, cheap, constant, cosine, delayed, ramp
 
 __all__ = ["OPTIMIZERS", "FusedAdam", "Recipe", "sgd"]
 
@@ -113,15 +113,24 @@ class Recipe:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"expected a positive {name}, got {value}")
         schedule = schedule or cosine(hold=0.4)
+        inclusion_factor = 10.0
+        if model.asks_for_probabilities:
+            # No cheap KL: what opens while it is cheap saturates, and does not close again. Instead
+            # the logits wait until the weights have learnt what the inputs and units are good for.
+            inclusion_factor = 4.0
+            inclusion_schedule = inclusion_schedule or delayed(schedule, 0.1, 0.2)
+            kl_weight = kl_weight or constant()
         how = {
             "weights": (lr, schedule),
-            "inclusion": (inclusion_lr or 10 * lr, inclusion_schedule or schedule),
+            "inclusion": (inclusion_lr or inclusion_factor * lr, inclusion_schedule or schedule),
             "scales": (scale_lr or 5 * lr, schedule),
         }
         kinds = {kind: chosen for kind, chosen in guide.parameters_by_kind().items() if chosen}
         self.optimizer = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
         self.clip_norm = clip_norm
         self._how = [how[kind] for kind in kinds]
+        self._guide = guide if isinstance(guide, SpikeSlabGuide) else None
+        self._moves = how["inclusion"][1]
         self._kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
 
     def described(self) -> dict[str, Any]:
@@ -147,3 +156,5 @@ class Recipe:
         for group, (rate, schedule) in zip(self.optimizer.param_groups, self._how, strict=True):
             group["lr"] = factor * rate * schedule(progress)
         elbo.kl_weight = self._kl_weight(progress)
+        if self._guide is not None and self._moves(progress) > 0.01:
+            self._guide.note_kl_weight(elbo.kl_weight)

@@ -8,7 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["LEARNING_RATES", "Schedule", "cheap", "constant", "cosine", "linear", "ramp", "steps"]
+__all__ = [
+    "LEARNING_RATES",
+    "Schedule",
+    "cheap",
+    "constant",
+    "cosine",
+    "delayed",
+    "linear",
+    "ramp",
+    "steps",
+]
 
 Schedule = Callable[[float], float]
 
@@ -62,6 +72,22 @@ def ramp(start: float = 0.0, hold: float = 0.0, change: float = 0.0) -> Schedule
     if change == 0:
         return lambda progress: start if progress < hold else 1.0
     return lambda progress: start + (1 - start) * min(1.0, max(0.0, (progress - hold) / change))
+
+
+def delayed(schedule: Schedule, start: float, change: float = 0.0) -> Schedule:
+    """0 until ``start``, then rising linearly over the share ``change`` to ``schedule``.
+
+    For the rate of the inclusion logits where the KL has its full weight from the first step: in
+    the beginning every weight is dear and none is of use yet.
+    """
+    _ordered(start, start + change)
+
+    def factor(progress: float) -> float:
+        if progress >= start + change:
+            return schedule(progress)
+        return schedule(progress) * max(0.0, (progress - start) / max(change, 1e-9))
+
+    return factor
 
 
 def cheap(num_data: int) -> float:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .training import Run
+from .history import Run
 
 __all__ = ["Interrupted", "StopRequest"]
 

@@ -6,24 +6,30 @@ A :class:`Tape` has the operations of one step, those of the backward pass inclu
 parameters and buffers themselves as constants. Running it gives the same numbers as the step, to
 the bit, from the same random state: operations and their order are the same.
 
-:class:`Taped` decides when that may be done, and calls the function itself otherwise. What is
-written down cannot depend on the numbers: Python that looks at them (``if loss > 1``) stops the
-recording. Python that changes by itself from step to step cannot be seen, which is why the first
-run of a tape is compared with the step, and again after anybody may have changed something.
+What is written down must not depend on anything that a step may find changed. So a recording is
+refused where Python looks at the numbers of *any* tensor (:class:`_Reads`), where it changes plain
+attributes of a module or draws random numbers of its own, and where it replaces a parameter or a
+buffer instead of writing into it. :class:`Taped` decides when steps run from a tape, compares the
+first run with a step, and notices when somebody else wrote to or replaced what a tape has as
+constants. What it cannot see is Python that changes by itself outside the modules, a counter in a
+closure for one, and does so in neither of the two steps that are compared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.passes.shape_prop import TensorMetadata
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Tape", "Taped"]
 
@@ -32,65 +38,133 @@ Function = Callable[..., Sequence[Tensor | None]]
 _log = logging.getLogger(__name__)
 _aten = torch.ops.aten
 _SAME = {_aten.alias.default, _aten.detach.default}
-"""Give what they are given, as other views may."""
-_VIEWS = {
-    *_SAME, _aten.slice.Tensor, _aten.select.int, _aten.permute.default, _aten.t.default,
-    _aten.transpose.int, _aten.expand.default, _aten.view.default, _aten.unsqueeze.default,
-    _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default,
+"""Give what they are given, where nobody takes gradients."""
+_DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_UNDISPATCHED = {
+    "numpy", "tolist", "__array__", "__dlpack__", "storage", "untyped_storage", "_typed_storage",
+    "__reduce_ex__", "__deepcopy__", "__repr__",
+    "tensor_split", "ctc_loss", "_pack_padded_sequence",
 }  # fmt: skip
-"""Of a tensor that stays are made once: they show the same memory."""
-_IN_PLACE = {
-    _aten.add.Tensor: (_aten.add_.Tensor, True), _aten.mul.Tensor: (_aten.mul_.Tensor, True),
-    _aten.sub.Tensor: (_aten.sub_.Tensor, False), _aten.div.Tensor: (_aten.div_.Tensor, False),
-    _aten.neg.default: (_aten.neg_.default, False), _aten.exp.default: (_aten.exp_.default, False),
-    _aten.sqrt.default: (_aten.sqrt_.default, False),
-}  # fmt: skip
-"""Operations that can write over their first argument; whether any other can be the first."""
-_FILLED = {
-    _aten.full_like.default, _aten.ones_like.default, _aten.zeros_like.default,
-    _aten.new_ones.default, _aten.new_zeros.default, _aten.new_full.default,
-}  # fmt: skip
-"""Read the shape and the type of their argument only."""
-_EMPTY = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default}
-"""Have no numbers yet."""
-_KEPT = 4096
-"""Most numbers of a result that is kept, rather than computed again in every run."""
-_WITH_NUMBERS = {*_IN_PLACE, *(operation for operation, _ in _IN_PLACE.values())}
+"""Functions that look at numbers without an operation that could be seen."""
+
+
+# -- what may not be recorded ----------------------------------------------------------------------
+
+
+class _Reads(TorchDispatchMode):
+    """Refuses operations whose result is a number for Python, or has a shape made of numbers.
+
+    In whatever tensor they are, recorded or not.
+
+    Attributes:
+        found: the first, which stays when the function itself catches the error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if _depends_on_numbers(func, args):
+            self.refuse(str(func))
+        return func(*args, **(kwargs or {}))
+
+    def refuse(self, what: str) -> None:
+        self.found = self.found or f"Python looks at the numbers in a tensor, by {what}"
+        raise RuntimeError(self.found)
+
+
+class _UndispatchedReads(TorchFunctionMode):
+    """Refuses the functions that never reach :class:`_Reads`."""
+
+    def __init__(self, reads: _Reads) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _UNDISPATCHED:
+            self._reads.refuse(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _depends_on_numbers(operation: Any, args: tuple[Any, ...]) -> bool:
+    if operation == _aten.index.Tensor:
+        indices = [value for value in args[1] if value is not None]
+        return any(value.dtype in (torch.bool, torch.uint8) for value in indices)
+    # torch.equal gives a bool, but has no tag.
+    return operation == _aten.equal.default or not _DATA_DEPENDENT.isdisjoint(operation.tags)
+
+
+class _Python:
+    """What Python may change in a call without a tensor, as it was.
+
+    Attributes of modules that are numbers or words, and the generators of Python and NumPy.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._attributes, *self._generators = self._now()
+
+    def _now(self) -> list[Any]:
+        kinds = bool | int | float | complex | str | None
+        attributes = [
+            {name: value for name, value in vars(one).items() if isinstance(value, kinds)}
+            for one in self._module.modules()
+        ]
+        return [attributes, random.getstate(), np.random.get_state()]  # noqa: NPY002
+
+    def changed(self) -> bool:
+        # Words: the state of NumPy's has an array in it.
+        return repr(self._now()) != repr([self._attributes, *self._generators])
+
+    def restore(self) -> None:
+        for one, attributes in zip(self._module.modules(), self._attributes, strict=False):
+            vars(one).update(attributes)
+        random.setstate(self._generators[0])
+        np.random.set_state(self._generators[1])  # noqa: NPY002
+
+
+# -- the recording ---------------------------------------------------------------------------------
 
 
 class Tape:
     """The operations of a function of tensors; see `record`."""
 
-    def __init__(self, graph: fx.GraphModule, fixed: Iterable[Tensor] = ()) -> None:
-        self._constants = _prepare(graph, fixed)
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self._constants = _prepare(graph)
         self._graph = graph
         self._run: Callable[..., Any] = type(graph).forward
 
     @classmethod
-    def record(
-        cls, function: Function, *inputs: Tensor, fixed: Iterable[Tensor] = ()
-    ) -> tuple[Tape, Sequence[Tensor | None]]:
+    def record(cls, function: Function, *inputs: Tensor) -> tuple[Tape, Sequence[Tensor | None]]:
         """The tape of a call, and what the call gave.
 
         Args:
             function: gives tensors, or None among them. Whatever tensors it reads beside its
                 arguments are constants of the tape, which sees what is written into them later.
             inputs: of the call; later ones have these shapes and types.
-            fixed: constants whose numbers stay, too: what follows from them is computed once.
 
         Raises:
-            RuntimeError: the function looks at the numbers in a tensor.
+            RuntimeError: the function looks at the numbers in a tensor, any tensor.
         """
         values: Sequence[Tensor | None] = ()
+        reads = _Reads()
 
         def noted(*arguments: Tensor) -> Sequence[Tensor | None]:
             nonlocal values
-            values = function(*arguments)
+            with reads, _UndispatchedReads(reads):
+                values = function(*arguments)
             return values
 
         with torch.enable_grad():
             graph = make_fx(noted)(*inputs)
-        return cls(graph, fixed), [None if value is None else value.detach() for value in values]
+        if reads.found is not None:
+            raise RuntimeError(reads.found)
+        return cls(graph), [None if value is None else value.detach() for value in values]
 
     def __len__(self) -> int:
         """The number of operations."""
@@ -103,191 +177,32 @@ class Tape:
         return values
 
 
-def _prepare(module: fx.GraphModule, fixed: Iterable[Tensor]) -> list[Tensor]:
-    """Make the graph quick to run: constants and numbers are arguments, calls are short.
-
-    What does nothing goes, what follows from fixed numbers is computed now, and memory that nothing
-    reads any more is written over.
+def _prepare(module: fx.GraphModule) -> list[Tensor]:
+    """Make the graph quick to call: constants are arguments, what gives its argument back goes.
 
     Returns:
         The constants, in the order of the arguments that follow the inputs.
     """
     graph = module.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    kept: dict[fx.Node, Tensor] = {}
-    places = {value.untyped_storage().data_ptr() for value in fixed}
-    memory = _Memory(graph)
+    constants: list[Tensor] = []
     for node in list(graph.nodes):
         if node.op == "get_attr":
-            kept[node] = _attribute(module, node.target).detach()
-        elif node.op != "call_function":
-            continue
-        elif node.target in _VIEWS and len(node.all_input_nodes) == 1 and node.args[0] in kept:
-            kept[node] = node.target(kept[node.args[0]], *node.args[1:], **node.kwargs)
-        elif memory.stays(node) and (value := _known(node, kept, places)) is not None:
-            kept[node] = value
-            places.add(value.untyped_storage().data_ptr())
-        elif node.target in _SAME or (
-            node.target in _VIEWS and _layout(node) == _layout(node.args[0]) is not None
-        ):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    arguments: dict[Any, fx.Node] = {}
-    constants: list[Tensor] = []
-
-    def argument(key: Any, value: Tensor) -> fx.Node:
-        nonlocal last
-        if key not in arguments:
             with graph.inserting_after(last):
-                last = arguments[key] = graph.placeholder(f"constant_{len(constants)}")
-            constants.append(value)
-        return arguments[key]
-
-    for node, value in kept.items():
-        key = value.data_ptr(), value.dtype, value.shape, value.stride()
-        node.replace_all_uses_with(argument(key, value))
-    for node in reversed(list(kept)):
+                last = graph.placeholder(f"constant_{len(constants)}")
+            constants.append(_attribute(module, node.target).detach())
+            node.replace_all_uses_with(last)
+        elif node.target in _SAME:
+            node.replace_all_uses_with(node.args[0])
+        elif node.op == "call_function":
+            node.target = _short(node.target)
+            continue
+        else:
+            continue
         graph.erase_node(node)
-    graph.eliminate_dead_code()
-    for node in graph.nodes:
-        # A number would be made a tensor of the other's type in every step.
-        number = node.args[1] if node.target in _WITH_NUMBERS and len(node.args) == 2 else None
-        found = node.meta.get("tensor_meta")
-        if isinstance(number, int | float) and found is not None and found.dtype.is_floating_point:
-            value = torch.tensor(number, dtype=found.dtype)
-            node.args = (node.args[0], argument((number, found.dtype), value))
-    read = [bool(node.users) for node in arguments.values()]
-    for node in arguments.values():
-        if not node.users:
-            graph.erase_node(node)
-    _reuse_memory(graph)
-    for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            _shorten(node)
     graph.lint()
     module.recompile()
-    return [value for value, used in zip(constants, read, strict=True) if used]
-
-
-class _Memory:
-    """Which memory the nodes of a graph show, and until when it is used."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self._place = {node: number for number, node in enumerate(graph.nodes)}
-        self._shown: dict[fx.Node, set[fx.Node]] = {}  # the nodes that made what a node shows
-        self._last: dict[fx.Node, int] = {}
-        self._written: set[fx.Node] = set()
-        for node in graph.nodes:
-            given = set().union(*(self._shown[value] for value in node.all_input_nodes))
-            for made in given:
-                self._last[made] = self._place[node]
-            if node.op != "call_function" or _makes_memory(node.target):
-                self._shown[node] = {node}
-            else:
-                # What it says that it shows, or else all that it is given.
-                named = [self._shown[value] for value in _aliased(node)]
-                self._shown[node] = set().union(*named) if named else given
-            given_away = node.all_input_nodes if node.op == "output" else ()
-            for value in (*given_away, *_aliased(node, written=True)):
-                self._written |= self._shown[value]
-
-    def stays(self, node: fx.Node) -> bool:
-        """Whether it is memory of its own that nobody writes to or is given."""
-        return self._shown[node] == {node} and node not in self._written
-
-    def free(self, node: fx.Node, at: fx.Node) -> bool:
-        """Whether it is all of some memory that the graph made, which a node is the last to read.
-
-        That node must see it in this way only: of a matrix and its transpose it cannot write over
-        either.
-        """
-        made, *others = self._shown[node]
-        seen = [value for value in at.all_input_nodes if made in self._shown[value]]
-        return (
-            not others
-            and seen == [node]
-            and made.op == "call_function"
-            and _layout(made) == _layout(node) is not None
-            and self._last[made] <= self._place[at]
-        )
-
-
-def _aliased(node: fx.Node, *, written: bool = False) -> list[fx.Node]:
-    """The arguments that a node says that it shows, or writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return []
-    named = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
-    named |= node.kwargs
-    found = [
-        named.get(argument.name)
-        for argument in schema.arguments
-        if argument.alias_info is not None and (argument.alias_info.is_write or not written)
-    ]
-    return [value for value in found if isinstance(value, fx.Node)]
-
-
-def _known(node: fx.Node, kept: dict[fx.Node, Tensor], places: set[int]) -> Tensor | None:
-    """A small result of an operation, where it is the same in every run."""
-    operation: Any = node.target
-    found, given = node.meta.get("tensor_meta"), node.all_input_nodes
-    if (
-        not isinstance(found, TensorMetadata)
-        or found.shape.numel() > _KEPT
-        or torch.Tag.nondeterministic_seeded in operation.tags
-        or operation in _EMPTY
-    ):
-        return None
-    values: dict[fx.Node, Tensor] = {}
-    for value in given:
-        if value in kept and kept[value].untyped_storage().data_ptr() in places:
-            values[value] = kept[value]
-        elif operation in _FILLED and (layout := _layout(value)) is not None:
-            shape, dtype, stride = layout
-            values[value] = torch.empty_strided(shape, stride, dtype=dtype)
-        else:
-            return None
-    arguments, options = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    result: Tensor = operation(*arguments, **options)
-    return result
-
-
-def _reuse_memory(graph: fx.Graph) -> None:
-    """Write results over arguments that nothing reads any more, and that have the same shape."""
-    memory = _Memory(graph)
-    for node in graph.nodes:
-        if node.op != "call_function" or node.target not in _IN_PLACE:
-            continue
-        operation, commutes = _IN_PLACE[node.target]
-        first, *others = node.args
-        orders = [node.args]
-        if commutes and not node.kwargs:
-            orders.append((*others, first))
-        for order in orders:
-            target = order[0]
-            if (
-                isinstance(target, fx.Node)
-                and memory.free(target, node)
-                and _layout(target) == _layout(node)
-                and target not in order[1:]
-            ):
-                node.target, node.args = operation, tuple(order)
-                break
-
-
-def _layout(value: Any) -> Any:
-    """Shape, type and strides of what a node gives, where that is a tensor."""
-    found = value.meta.get("tensor_meta") if isinstance(value, fx.Node) else None
-    return (found.shape, found.dtype, found.stride) if isinstance(found, TensorMetadata) else None
-
-
-def _makes_memory(operation: Any) -> bool:
-    """Whether what an operation gives is memory of its own."""
-    schema = getattr(operation, "_schema", None)
-    if schema is None or operation in (_aten._unsafe_view.default, _aten._reshape_alias.default):
-        return False  # the two are views that do not say so
-    values = [*schema.arguments, *schema.returns]
-    return bool(schema.returns) and all(value.alias_info is None for value in values)
+    return constants
 
 
 def _attribute(module: Any, name: str) -> Tensor:
@@ -297,36 +212,40 @@ def _attribute(module: Any, name: str) -> Tensor:
     return value
 
 
-def _shorten(node: fx.Node) -> None:
-    """Call the function that Python code calls for an operation, where there is one.
+def _short(operation: Any) -> Any:
+    """The function that Python code calls for an operation, where there is one.
 
     It does the same, but understands its arguments a microsecond or two faster.
     """
-    before, after = _layout(node.args[0]) if node.args else None, _layout(node)
-    if node.target == _aten.slice.Tensor and before and after and len(node.args) == 4:
-        arguments: Any = node.args
-        value, dim, start, _ = arguments
-        start = range(before[0][dim])[start:].start  # which may count from the end
-        node.target, node.args = torch.narrow, (value, dim, start, after[0][dim])
-    elif (
-        node.target == _aten._to_copy.default
-        and set(node.kwargs) == {"dtype"}
-        and before
-        and before[1] != node.kwargs["dtype"]
-    ):
-        node.target = torch.Tensor.to
-    else:
-        node.target = _short(node.target)
-
-
-def _short(overload: Any) -> Any:
-    """The function for an operation that has its name."""
-    name = overload._schema.name.partition("::")[2]
+    if not isinstance(operation, torch._ops.OpOverload):
+        return operation
+    name = operation._schema.name.partition("::")[2]
     homes = (torch._C._VariableFunctions, torch._C._nn, torch._C._linalg)  # type: ignore[attr-defined]
     for home in (torch.Tensor,) if name.endswith("_") or name in ("expand", "view") else homes:
         if hasattr(home, name):
             return getattr(home, name)
-    return overload
+    return operation
+
+
+# -- when steps run from tapes ---------------------------------------------------------------------
+
+
+class _Watched(NamedTuple):
+    """A parameter or buffer, where it stands, and what tells whether it is still the same."""
+
+    owner: dict[str, Any]
+    name: str
+    value: Tensor
+    place: int
+    version: int | None
+
+    def same(self) -> bool:
+        """No other tensor or memory; and the same numbers, of what no step writes to."""
+        return (
+            self.owner.get(self.name) is self.value
+            and self.value.data_ptr() == self.place
+            and (self.version is None or self.value._version == self.version)
+        )
 
 
 class Taped:
@@ -334,10 +253,10 @@ class Taped:
 
     Args:
         function: see :meth:`Tape.record`.
-        module: has everything that the function reads and that lasts: its buffers may change in a
-            call, its parameters not.
+        module: has everything that the function reads and that lasts: its buffers may be written
+            to in a call, its parameters not.
         after: calls with arguments of the same shapes before these are recorded, which costs as
-            much as some hundred calls; at least one, which shows what a call writes to.
+            much as some hundred calls.
 
     Attributes:
         reason: why there is no tape, and will be none; None as long as there may be one.
@@ -351,10 +270,8 @@ class Taped:
         self._doubted: set[Any] = set()
         self._unused: set[Any] = set()  # tapes that have not run since they were trusted
         self._never: set[Any] = set()
-        self._places: list[Any] = []
-        self._fixed: list[Tensor] = []  # the buffers whose numbers tapes have as constants
-        self._versions: list[int] = []
-        self._written: set[int] = set()  # buffers that calls have written to, by number
+        self._watched: list[_Watched] = []
+        self._written: set[int] = set()  # ids of buffers that recorded calls write to
         self.reason: str | None = None
 
     def doubt(self) -> None:
@@ -365,7 +282,7 @@ class Taped:
             self._never.add(key)
         self._doubted |= self._trusted
         self._trusted.clear()
-        if self._tapes and self._places != self._where():
+        if self._tapes and not all(one.same() for one in self._watched):
             self._tapes.clear()
             self._doubted.clear()
             self._calls.clear()
@@ -379,7 +296,7 @@ class Taped:
         key = _kind(inputs)
         if self.reason is not None or key in self._never:
             return self._function(*inputs)
-        if self._tapes and self._versions != [value._version for value in self._fixed]:
+        if self._tapes and not all(one.same() for one in self._watched):
             self.doubt()
         tape = self._tapes.get(key)
         if tape is not None and key not in self._trusted:
@@ -389,39 +306,56 @@ class Taped:
             return tape(*inputs)
         self._calls[key] += 1
         if self._calls[key] <= self._after:
-            if self._calls[key] > 1:
-                return self._function(*inputs)
-            buffers = self._buffers()
-            values = self._function(*inputs)
-            now = enumerate(zip(buffers, self._buffers(), strict=True))
-            self._written |= {number for number, (one, other) in now if one != other}
-            return values
-        before = self._state()
+            return self._function(*inputs)
+        return self._record(key, inputs)
+
+    def _record(self, key: Any, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """One call that is written down; as if nothing had been where it cannot be."""
+        tensors, python = list(self._tensors()), _Python(self._module)
+        versions = [value._version for *_, value in tensors]
+        # Of all buffers: which of them a call writes to is not known before it.
+        state = self._state(value for *_, value in tensors if not isinstance(value, nn.Parameter))
         try:
-            numbered = enumerate(self._module.buffers())
-            fixed = [value for number, value in numbered if number not in self._written]
-            tape, values = Tape.record(self._function, *inputs, fixed=fixed)
+            tape, values = Tape.record(self._function, *inputs)
+            if python.changed():
+                raise RuntimeError("Python changes an attribute or draws random numbers of its own")
+            if [id(value) for *_, value in self._tensors()] != [id(value) for *_, value in tensors]:
+                raise RuntimeError("a parameter or buffer is replaced instead of written into")
         except Exception as error:  # whatever a model's Python may do while it is recorded
             self._give_up(f"{type(error).__name__}: {error}")
-            self._restore(before)
+            for owner, name, value in tensors:
+                owner[name] = value
+            self._restore(state)
+            python.restore()
             return self._function(*inputs)
-        self._tapes[key], self._places = tape, self._where()
-        self._fixed, self._versions = fixed, [value._version for value in fixed]
+        self._tapes[key] = tape
+        self._written |= {
+            id(value)
+            for (*_, value), version in zip(tensors, versions, strict=True)
+            # Normalisations write past the counter of versions.
+            if value._version != version
+            or (value in state and not torch.equal(value, state[value]))
+        }
+        self._watched = [
+            _Watched(owner, name, value, value.data_ptr(), self._version(value))
+            for owner, name, value in tensors
+        ]
         return values
 
     def _compared(self, key: Any, tape: Tape, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """One call by both ways, from the same state."""
-        before = self._state()
+        written = [one.value for one in self._watched if id(one.value) in self._written]
+        before = self._state(written)
         try:
             # Not the numbers themselves, or two generations of gradients would lie there.
-            own = _digests([*tape(*inputs), *self._state()])
+            own = _digests([*tape(*inputs), *self._state(written).values()])
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {error}")
             own = []
         self._restore(before)
         values = self._function(*inputs)
         if self.reason is None:
-            if own == _digests([*values, *self._state()]):
+            if own == _digests([*values, *self._state(written).values()]):
                 self._trusted.add(key)
                 self._unused.add(key)
             elif key in self._doubted:  # a step is another one now, and can be recorded anew
@@ -437,33 +371,28 @@ class Taped:
         self._tapes.clear()
         _log.info("steps run without a tape: %s", reason)
 
-    def _state(self) -> list[Tensor]:
-        """What a call changes: the random state and some of the buffers."""
-        return [torch.get_rng_state(), *(value.clone() for value in self._moving())]
+    def _tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+        """Parameters and buffers with where they stand."""
+        for module in self._module.modules():
+            for owner in (module._parameters, module._buffers):
+                for name, value in owner.items():
+                    if value is not None:
+                        yield owner, name, value
 
-    def _restore(self, state: list[Tensor]) -> None:
-        random, *buffers = state
-        torch.set_rng_state(random)
-        for value, kept in zip(self._moving(), buffers, strict=True):
-            value.copy_(kept)
+    def _version(self, value: Tensor) -> int | None:
+        moves = isinstance(value, nn.Parameter) or id(value) in self._written
+        return None if moves else value._version
 
-    def _buffers(self) -> list[Any]:
-        """What tells whether a call writes to them: other numbers, or the same ones again."""
-        buffers = list(self._module.buffers())
-        return list(zip(_digests(buffers), (value._version for value in buffers), strict=True))
+    def _state(self, written: Iterable[Tensor]) -> dict[Tensor | None, Tensor]:
+        """Copies of what a call changes: the random state, under None, and these tensors."""
+        return {None: torch.get_rng_state(), **{value: value.clone() for value in written}}
 
-    def _moving(self) -> list[Tensor]:
-        buffers = enumerate(self._module.buffers())
-        return [value for number, value in buffers if number in self._written]
-
-    def _where(self) -> list[Any]:
-        """The tensors that a tape has as constants, their memory, and versions of their numbers."""
-        moving = {id(value) for value in (*self._module.parameters(), *self._moving())}
-        tensors = [*self._module.parameters(), *self._module.buffers()]
-        return [
-            (id(value), value.data_ptr(), None if id(value) in moving else value._version)
-            for value in tensors
-        ]
+    def _restore(self, state: dict[Tensor | None, Tensor]) -> None:
+        for value, kept in state.items():
+            if value is None:
+                torch.set_rng_state(kept)
+            elif not torch.equal(value, kept):  # to write is to change the version
+                value.copy_(kept)
 
 
 def _kind(inputs: Sequence[Tensor]) -> Any:

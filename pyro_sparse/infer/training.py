@@ -28,6 +28,8 @@ from .divergence import (
     gradient_sums,
 )
 from .elbo import ELBO
+from .history import Run
+from .noise import NoiseOptimum
 from .processes import random_states, set_random_states
 from .recipe import Recipe
 from .stopping import Interrupted, StopRequest
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["RETRY_FACTOR", "Objective", "Run", "Training", "length"]
+
+DRAWS, LAST_DRAWS = 4, 32
+"""Draws for the errors that the noise precision is set by, after an epoch and after the last."""
 
 RETRY_FACTOR = 0.5
 """All learning rates are multiplied by this when training goes back after a divergence."""
@@ -48,41 +53,6 @@ def length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
-
-
-@dataclass
-class Run:
-    """What `fit` returns: the metrics of every epoch, and where they lie.
-
-    Attributes:
-        history: one dict an epoch: ``epoch``, ``loss`` (nats per example, KL weighted as trained),
-            ``elbo_per_datum``, ``log_likelihood_per_datum``, ``kl`` (nats), ``kl_weight``, ``lr``,
-            ``seconds``, and ``kept``, ``expected``, ``undecided``: units by group; with validation
-            data ``validation_elbo_per_datum``; and ``retries``, where there were any.
-        out: the run folder, or None.
-    """
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    out: Path | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training."""
-        return sum(entry["seconds"] for entry in self.history)
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The epoch with the largest evidence lower bound at full weight of the KL.
-
-        That of the validation data if there are any, otherwise that of the training data, averaged
-        over the epoch.
-        """
-
-        def bound(entry: dict[str, Any]) -> float:
-            value = entry.get("validation_elbo_per_datum", entry["elbo_per_datum"])
-            return value if math.isfinite(value) else -math.inf
-
-        return max(self.history, key=bound)
 
 
 class Objective(nn.Module):
@@ -166,6 +136,7 @@ class Training:
         plain = self.precision.precision == "32-true" and fabric.world_size == 1
         tape = tape and plain and fabric.device.type == "cpu"
         self.taped = Taped(self._terms_and_gradients, objective) if tape else None
+        self.noise = NoiseOptimum(model, guide)
         self._parameters = list(guide.parameters())  # looking for them takes as long as an update
         self._weights = 1.0, model.output_scale.new_ones(())
 
@@ -263,7 +234,9 @@ class Training:
             if self.check is not None:
                 self.check(x, y, f"batch {running.steps + 1} of epoch {number}")
             self._schedule(running.steps)
-            *values, stop = self.step(x.to(self.fabric.device), y.to(self.fabric.device))
+            x, y = x.to(self.fabric.device), y.to(self.fabric.device)
+            *values, stop = self.step(x, y)
+            self.noise.see(x, y)
             running.steps += 1
             running.totals = [a + b for a, b in zip(running.totals, values, strict=True)]
             running.seconds = time.perf_counter() - started
@@ -275,6 +248,7 @@ class Training:
         broken = broken_parameter(self.guide)
         if broken is not None:
             raise Divergence(broken, number, running.steps)
+        self.noise.settle(LAST_DRAWS if number == self.epochs else DRAWS, self._mean)
         loss, log_likelihood, kl = (total / running.steps for total in running.totals)
         return {
             "epoch": number,
@@ -296,6 +270,7 @@ class Training:
 
     def _batches(self, running: _Running) -> Iterator[tuple[Tensor, Tensor]]:
         """The rest of an epoch's batches."""
+        self.noise.forget()
         if not running.steps:
             return iter(self.loader)
         # Drawn again as they were, and skipped; then the noise goes on where it was.
@@ -303,7 +278,7 @@ class Training:
         set_order(running.order, self.loader)
         batches = iter(self.loader)
         for _ in range(running.steps):
-            next(batches)
+            self.noise.see(*next(batches))
         set_order(now, None)
         return batches
 
@@ -415,8 +390,8 @@ class Training:
 def _inclusion_metrics(guide: GroupGuide) -> dict[str, dict[str, Any]]:
     """Units by group: kept by the median-probability rule, expected under q, undecided."""
     metrics: dict[str, dict[str, Any]] = {"kept": {}, "expected": {}, "undecided": {}}
-    for name, logits in guide.inclusion_logits().items():
-        probabilities = logits.detach().double().sigmoid()
+    offer = guide.offers().get("inclusion")
+    for name, probabilities in offer.values.items() if offer is not None else ():
         metrics["kept"][name] = int((probabilities > 0.5).sum())
         metrics["expected"][name] = round(float(probabilities.sum()), 4)
         undecided = (probabilities > UNDECIDED[0]) & (probabilities < UNDECIDED[1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "NarrowAttention"]
 
 
 class Attention(nn.Module):
@@ -48,3 +51,67 @@ class Attention(nn.Module):
         first = self.batch_first
         attended = attended.transpose(-3, -2) if first else attended.movedim(-2, 0)
         return self.out(attended.flatten(-2)), None
+
+
+class NarrowAttention(nn.MultiheadAttention):
+    """Torch's attention with some of its heads gone, which it cannot express itself.
+
+    Its parameters have torch's names; their inner width is that of the heads that are left, the
+    embedding keeps its own.
+
+    :param full: the attention, whose parameters have been cut already.
+    :param heads: how many are left.
+    """
+
+    def __init__(self, full: nn.MultiheadAttention, heads: int) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update({k: v for k, v in vars(full).items() if not k.startswith("_forward")})
+        self._parameters = dict(full._parameters)
+        self._modules = dict(full._modules)
+        self.num_heads = heads
+        # Torch's layers would take a short cut through their own code otherwise.
+        self._qkv_same_embed_dim = False
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ``nn.MultiheadAttention``."""
+        inputs = (query, key, value)
+        if not self.batch_first and query.dim() == 3:
+            inputs = tuple(part.transpose(0, 1) for part in inputs)
+        weights = self.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        # (..., heads, tokens, head width)
+        parts = [
+            F.linear(part, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+            for part, weight, bias in zip(inputs, weights, biases, strict=True)
+        ]
+        mask = attn_mask
+        if mask is not None and mask.dim() == 3:  # (batch · heads, ...), the same for all heads
+            mask = mask.unflatten(0, (len(inputs[0]), -1))[:, :1]
+        masks = [] if mask is None else [mask]
+        if key_padding_mask is not None:
+            masks.append(key_padding_mask.unsqueeze(-2).unsqueeze(-2))
+        if masks and all(part.dtype == torch.bool for part in masks):
+            mask = ~functools.reduce(torch.logical_or, masks)  # where to look, not where not to
+        elif masks:
+            added = [
+                torch.zeros_like(part, dtype=query.dtype).masked_fill(part, -torch.inf)
+                if part.dtype == torch.bool
+                else part
+                for part in masks
+            ]
+            mask = functools.reduce(torch.add, added)
+        attended = F.scaled_dot_product_attention(*parts, attn_mask=mask)
+        output = self.out_proj(attended.transpose(-3, -2).flatten(-2))
+        if not self.batch_first and query.dim() == 3:
+            output = output.transpose(0, 1)
+        return output, None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_sparse.inputs import Example, Inputs
 
 __all__ = ["count_macs", "count_parameters"]
 
@@ -17,22 +19,24 @@ def count_parameters(net: nn.Module) -> int:
 
 
 @torch.no_grad()
-def count_macs(net: nn.Module, example: Tensor) -> int:
+def count_macs(net: nn.Module, example: Example | Inputs, rows: int = 1) -> int:
     """Multiplications and additions (MACs) for one input, in eval mode.
 
     Matrix products and convolutions, as ``torch.utils.flop_counter`` counts them: two floating
     point operations a MAC, biases and activations free.
 
-    :param example: an input ``(batch, ...)``, of which the first is used.
+    :param example: inputs ``(batch, ...)``, of which the first is used.
+    :param rows: use so many of them, of a network that takes no others, for the MACs of one.
     """
-    # A copy, since eval mode and the counter's hooks must not show on the caller's network.
-    net = copy.deepcopy(net).eval()
+    # A copy, since eval mode and the counter's hooks must not show on the caller's network; the
+    # hooks fail at views of what requires a gradient.
+    net = copy.deepcopy(net).eval().requires_grad_(False)
     # Torch's fused attention is one operation, which the counter does not know.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter:
-            net(example[:1])
+            Inputs.of(net, example).rows(slice(0, rows)).call(net)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // (2 * rows)

@@ -18,16 +18,20 @@ from .diagnostics import (
     pareto_k,
     sbc,
 )
+from .fitted import Fitted, NotOfferedError
 from .inclusion import (
     InputSelection,
+    InputSets,
     MergedInclusion,
     false_discovery_rate,
     input_probability,
+    input_sets,
     merge,
     reaching_inputs,
     select_inputs,
 )
 from .metrics import accuracy, calibration_error, negative_log_likelihood, rmse
+from .network import FittedNetwork
 from .posterior import Posterior
 from .precision import suggested_bits
 from .seeds import SeedEnsemble, fit_seeds
@@ -56,7 +60,10 @@ __all__ = [
     "Curve",
     "ExpectedCost",
     "FalseDiscovery",
+    "Fitted",
+    "FittedNetwork",
     "InputSelection",
+    "InputSets",
     "KHat",
     "LogAlpha",
     "LogScale",
@@ -64,6 +71,7 @@ __all__ = [
     "MedianProbability",
     "MergedInclusion",
     "ModelReduction",
+    "NotOfferedError",
     "Posterior",
     "PredictiveCalibration",
     "Radius",
@@ -83,6 +91,7 @@ __all__ = [
     "importance",
     "importance_weighted_elbo",
     "input_probability",
+    "input_sets",
     "khat",
     "log_weights",
     "merge",

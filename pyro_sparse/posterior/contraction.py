@@ -2,7 +2,8 @@ r"""Has the posterior contracted: against its prior, around the truth, and as fa
 
 Three answers, each with its own definition:
 
-- `contraction`: :math:`1 − \text{Var}_q/\text{Var}_p` and z-scores of every parameter;
+- `contraction`: :math:`1 − \text{Var}_q/\text{Var}_p` of every parameter given that its unit is in,
+  z-scores, and how sure the inclusions are;
 - `radius`, `contraction_curve`: how far draws' *predictions* are from a reference, and how fast
   that falls in n. Predictions, not weights: units may be permuted, so weights have no truth;
 - `theoretical_rate`: :math:`ε_n` of the spike-and-slab theorems, up to a constant that theory does
@@ -14,24 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import pyro
-import pyro.poutine as poutine
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_sparse.distributions import SpikeAndSlab
-from pyro_sparse.graph import evaluating
+from pyro_sparse.infer.moments import Moments
 from pyro_sparse.models.inclusion import complexities
-from pyro_sparse.modules import own_parameters
+from pyro_sparse.names import text_table
 
-from .exact import ExactDraws, base_law
-from .importance import NotOfferedError
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from .draws import Included
+from .fitted import NotOfferedError
+from .network import FittedNetwork, NetworkDraw
 
 __all__ = [
     "Contraction",
@@ -56,11 +50,16 @@ class GroupContraction:
     Attributes:
         group: name of the group of rows, ``"input"`` for the gate or noise on the inputs, or
             ``"noise_precision"``.
-        prior_variance: Var_p of every number.
-        posterior_variance: Var_q of every number.
+        prior_variance: Var_p of every number, given that its unit is in.
+        posterior_variance: Var_q of every number, given that its unit is in.
         contraction: 1 − Var_q / Var_p of every number; 1 is known exactly, 0 is nothing learnt,
-            negative is less certain than the prior.
-        z: (E_q − reference) / sd_q of every number, 0 where both are 0.
+            negative is less certain than the prior. A gate is 1 given that it is in: 1.
+        z: (E_q − reference) / sd_q of every number, inclusion and all; 0 where both are 0.
+        probability: posterior inclusion probability; 1 where units cannot be excluded, or their
+            inclusions do not multiply the rows.
+            Shape: (units,), or () of a number without units.
+        entropy: of each inclusion under q, nats: 0 is decided, log 2 is a coin.
+            Shape: as ``probability``.
     """
 
     group: str
@@ -68,11 +67,19 @@ class GroupContraction:
     posterior_variance: Tensor
     contraction: Tensor
     z: Tensor
+    probability: Tensor
+    entropy: Tensor
 
     @property
     def total(self) -> float:
-        """Contraction of the summed variance, 1 − Σ Var_q / Σ Var_p."""
-        return float(1 - self.posterior_variance.sum() / self.prior_variance.sum())
+        """Contraction of the summed variance, 1 − Σ Var_q / Σ Var_p.
+
+        Units count by their inclusion probability: what a unit that is out would weigh does not
+        matter.
+        """
+        weight = self.probability.reshape(-1, *[1] * (self.z.dim() - 1))
+        prior = float((weight * self.prior_variance).sum())
+        return 1 - float((weight * self.posterior_variance).sum()) / prior if prior else 1.0
 
     @property
     def rms_z(self) -> float:
@@ -93,7 +100,10 @@ class Contraction:
         raise KeyError(f"no group {name!r}; there are {', '.join(g.group for g in self.groups)}")
 
     def __str__(self) -> str:
-        header = ("group", "numbers", "prior sd", "posterior sd", "contraction", "rms z")
+        header = (
+            *("group", "numbers", "prior sd", "posterior sd", "contraction", "rms z"),
+            *("units in", "entropy"),
+        )
         lines = [header] + [
             (
                 g.group,
@@ -102,64 +112,16 @@ class Contraction:
                 f"{float(g.posterior_variance.mean().sqrt()):.3g}",
                 f"{g.total:.4f}",
                 f"{g.rms_z:.2f}",
+                f"{float(g.probability.sum()):.1f} of {g.probability.numel()}",
+                f"{float(g.entropy.sum()):.2f}",
             )
             for g in self.groups
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        return text_table(lines)
 
 
-class _Included(Messenger):
-    """Draws spike-and-slab sites as included, and notes the probabilities that they are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.probabilities: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        law = base_law(msg["fn"])
-        if isinstance(law, SpikeAndSlab):
-            self.probabilities[msg["name"]] = law.logits.detach().double().sigmoid().cpu()
-            slab: Any = law.slab
-            msg["fn"] = slab.to_event(len(slab.batch_shape))
-
-
-class _Moments:
-    """Running mean and variance of named tensors, float64 (Welford)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        self.count += 1
-        for name, value in values.items():
-            value = value.detach().double().cpu()
-            mean = self.mean.setdefault(name, torch.zeros_like(value))
-            squares = self.squares.setdefault(name, torch.zeros_like(value))
-            change = value - mean
-            mean += change / self.count
-            squares += change * (value - mean)
-
-    def variance(self, name: str) -> Tensor:
-        return self.squares[name] / (self.count - 1)
-
-
-def _effective(posterior: Posterior) -> dict[str, Tensor]:
-    """Run the model's sample statements: effective rows, input gate, noise precision."""
-    model = posterior.model
-    values = {name: model.support.rows(name, rows) for name, rows in model.rows().items()}
-    gate = model.input_gate()
-    if gate is not None:
-        values["input"] = gate
-    return {**values, **model.likelihood.sites()}
+def _on_cpu(draw: NetworkDraw) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in draw.numbers.items()}
 
 
 def _site_probabilities(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -179,7 +141,7 @@ def _gated(probability: Tensor | None, mean: Tensor, variance: Tensor) -> tuple[
 
 @torch.no_grad()
 def contraction(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     truth: Mapping[str, Tensor] | None = None,
     num_samples: int = 1000,
 ) -> Contraction:
@@ -188,13 +150,15 @@ def contraction(
     .. math:: c = 1 − \frac{\text{Var}_q θ}{\text{Var}_p θ}, \qquad
               z = \frac{E_q θ − θ_0}{\text{sd}_q θ}
 
-    for every entry θ of the rows (inclusion times scale times weight), of the gate on the inputs
-    and of the noise precision. With γ, and mean m and variance v given inclusion,
-    :math:`\text{Var}_q = γ v + γ(1−γ) m²`: closed where the guide offers m and v, by draws
-    elsewhere. The prior's moments given inclusion are by draws, pooled over the units of a group,
-    which are exchangeable; its inclusion probabilities enter exactly, however small. Where the
+    for every entry θ of the rows (scale times weight), of the gate on the inputs and of the noise
+    precision. Both variances are *given that the unit is in*: what was learnt of a weight is one
+    question, whether it is there another, which the entropy of the inclusions answers beside it. Of
+    both together, 1 − Var_q / Var_p of inclusion times weight, nothing can be read: at a prior
+    inclusion probability of 1/400 a unit that is known to 1 % would count as less certain than
+    under the prior. Posterior moments are closed where the guide offers them, by draws elsewhere;
+    the prior's are by draws, pooled over the units of a group, which are exchangeable. Where the
     prior has no finite variance (an unregularised horseshoe), so has its estimate no limit, and c
-    only tends to 1.
+    only tends to 1. z has the moments of inclusion times weight, γ m and γ v + γ(1−γ) m².
 
     Args:
         posterior: of a model with a proper prior.
@@ -211,54 +175,48 @@ def contraction(
     """
     if num_samples < 2:
         raise ValueError(f"expected at least two draws, got num_samples={num_samples}")
-    model, guide = posterior.model, posterior.guide
-    prior, q = _Moments(), _Moments()
-    included = _Included()
-    inclusion = posterior.inclusion()
-    closed = guide.row_variances()
-    with (
-        evaluating(model.net),
-        own_parameters(model, guide),
-        pyro.validation_enabled(False),
-    ):
-        try:
-            for _ in range(num_samples):
-                with included:
-                    prior.add(_effective(posterior))
-        except NotImplementedError as error:
-            raise NotOfferedError(
-                f"the prior of {type(model).__name__} is improper: it has no variance to contract "
-                "from; models with a prior_scale are proper once that is given"
-            ) from error
-        for _ in range(0 if closed else num_samples):
-            with ExactDraws():
-                trace = poutine.trace(guide).get_trace()
-            with poutine.replay(trace=trace):
-                q.add(_effective(posterior))
-    probabilities = _site_probabilities(included.probabilities)
-    # Inclusions that do not multiply the rows (a support above precisions) do not enter.
-    gated = {name: pip for name, pip in inclusion.items() if name in probabilities}
+    model = posterior.model
+    prior, q = Moments(), Moments()
+    included = Included()
+    inclusion, closed = posterior.inclusion(), posterior.row_variances()
+    try:
+        for one in posterior.network_draws(num_samples, prior=True, handler=included):
+            prior.add(_on_cpu(one))
+    except NotImplementedError as error:
+        raise NotOfferedError(
+            f"the prior of {type(model).__name__} is improper: it has no variance to contract "
+            "from; models with a prior_scale are proper once that is given"
+        ) from error
+    for one in () if closed else posterior.network_draws(num_samples, handler=Included()):
+        q.add(_on_cpu(one))
     moments = (
-        dict(_closed_moments(posterior, closed, gated))
+        dict(_closed_moments(posterior, closed))
         if closed
         else {name: (mean, q.variance(name)) for name, mean in q.mean.items()}
     )
+    # Inclusions that do not multiply the rows (a support above precisions) do not enter z.
+    gated = _site_probabilities(included.probabilities)
     groups = []
     for name, given_inclusion in prior.mean.items():
         # Units are exchangeable: their own moments, averaged.
         shape = given_inclusion.shape
-        dims = [0] if shape else []
-        mean = given_inclusion.mean(dims, keepdim=True) if dims else given_inclusion
-        variance = prior.variance(name)
-        if dims:
-            variance = variance.mean(dims, keepdim=True)
-        p = probabilities.get(name)
-        prior_mean, prior_variance = _gated(p, mean.expand(shape), variance.expand(shape))
-        posterior_mean, posterior_variance = moments[name]
+        prior_mean, prior_variance = given_inclusion, prior.variance(name)
+        if shape:
+            prior_mean, prior_variance = (
+                value.mean(0, keepdim=True).expand(shape) for value in (prior_mean, prior_variance)
+            )
+        mean, variance = moments[name]
+        probability = torch.ones(shape[:1], dtype=torch.float64)
+        if name in gated:
+            probability = inclusion[name]
+        if name in model.support and model.support.restricted:
+            probability = probability * model.support.units(name).cpu()
         # Rows have prior mean 0 in every model: that of the draws is noise.
-        reference = torch.zeros_like(prior_mean) if name in model.graph else prior_mean
+        reference = torch.zeros_like(mean) if name in model.graph else prior_mean
         if name == "input":
             reference = prior_mean
+            if name in gated:
+                reference = gated[name].expand(shape)
         if truth is not None and name in truth:
             reference = truth[name].double().cpu()
             if reference.shape != shape:
@@ -266,34 +224,35 @@ def contraction(
                     f"expected a truth of shape {tuple(shape)} for {name!r}, got "
                     f"{tuple(reference.shape)}"
                 )
-        shift = posterior_mean - reference
+        q_mean, q_variance = _gated(probability if name in gated else None, mean, variance)
+        shift = q_mean - reference
         groups.append(
             GroupContraction(
                 name,
                 prior_variance,
-                posterior_variance,
-                1 - posterior_variance / prior_variance,
-                torch.where(shift == 0, shift, shift / posterior_variance.sqrt()),
+                variance,
+                torch.where(prior_variance > 0, 1 - variance / prior_variance, 1.0),
+                torch.where(shift == 0, shift, shift / q_variance.sqrt()),
+                probability,
+                torch.special.entr(probability) + torch.special.entr(1 - probability),
             )
         )
     return Contraction(tuple(groups))
 
 
 def _closed_moments(
-    posterior: Posterior, variances: Mapping[str, Tensor], inclusion: Mapping[str, Tensor]
+    posterior: FittedNetwork, variances: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Mean and variance under q of everything, where rows have them in closed form."""
+    """Mean and variance under q given inclusion, where rows have them in closed form."""
     means, support = posterior.guide.mean_rows(), posterior.model.support
     for name, variance in variances.items():
         mean, variance = (
             support.rows(name, value.detach()).double().cpu() for value in (means[name], variance)
         )
-        yield name, _gated(inclusion.get(name), mean, variance)
-    if "input" in inclusion:
-        gate = inclusion["input"]
-        if support.restricted and "input" in support:
-            gate = gate * support["input"].cpu()
-        yield "input", (gate, gate * (1 - gate))
+        yield name, (mean, variance)
+    if "input" in posterior.inclusion():
+        gate = torch.ones(posterior.model.graph["input"].size, dtype=torch.float64)
+        yield "input", (gate, torch.zeros_like(gate))
     family = posterior.guide.noise_precision
     if family is not None:
         law = family()
@@ -359,7 +318,7 @@ def distances(predictions: Tensor, reference: Tensor, kind: str) -> Tensor:
 
 
 def radius(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     x: Tensor,
     reference: Tensor | None = None,
     num_samples: int = 200,
@@ -483,7 +442,7 @@ def fitted_rate(sizes: Sequence[int], radii: Tensor) -> tuple[float, float, floa
 
 
 def contraction_curve(
-    fit: Callable[[Tensor, Tensor], Posterior],
+    fit: Callable[[Tensor, Tensor], FittedNetwork],
     x: Tensor,
     y: Tensor,
     sizes: Sequence[int],
@@ -548,7 +507,7 @@ def contraction_curve(
 
 @torch.no_grad()
 def theoretical_rate(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     num_data: int | None = None,
     *,
     active: Mapping[str, float] | None = None,
@@ -585,9 +544,17 @@ def theoretical_rate(
     Raises:
         ValueError: a number is out of range.
 
-    Source: Jantre, Bhattacharya, Maiti (Neural Networks 167, 2023, arXiv 2108.11000). The theorem
-    is *recalled*: its text could not be read; u_l and ϑ_l agree with the prior inclusion
-    probabilities of the authors' code (:mod:`pyro_sparse.models.inclusion`).
+    Source: Jantre, Bhattacharya, Maiti (Neural Networks 167, 2023, arXiv 2108.11000), line by line:
+
+    - :math:`u_l`, and all of :math:`ϑ_l` but its first term: *read* in the authors' code, which
+      sets the prior inclusion probabilities by them (:mod:`pyro_sparse.models.inclusion`);
+    - the first term :math:`B_l²/(k_l+1)`: *recalled*; the code has :math:`(k_l+1)²` there, which is
+      it at :math:`B_l² = (k_l+1)³`;
+    - :math:`r_l = s_l (k_l+1) ϑ_l / n`: *recalled*; that the code's exponent is
+      :math:`(k_l+1) ϑ_l` supports it;
+    - :math:`ε_n² = (Σ_l r_l + ξ) Σ_l u_l`, and that it bounds the rate of the variational
+      posterior where :math:`−\log λ_l = O((k_l+1) ϑ_l)` and
+      :math:`−\log(1−λ_l) = O(s_l (k_l+1) ϑ_l / K_l)`: *recalled*.
     """
     model = posterior.model
     n = model.num_data if num_data is None else num_data

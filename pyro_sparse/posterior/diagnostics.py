@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_sparse.distributions import SpikeAndSlab
-from pyro_sparse.graph import evaluating
+from pyro_sparse.infer import without_evidence
 from pyro_sparse.models import SparseModel
-from pyro_sparse.modules import own_parameters
+from pyro_sparse.names import text_table
 
-from .exact import ExactDraws, base_law
+from .draws import base_law, draw, exact_trace, log_density, measuring
 
 __all__ = [
     "Calibration",
@@ -54,7 +51,8 @@ def pareto_k(log_ratios: Tensor) -> float:
     Zhang and Stephens, with the weakly informative prior (ten observations' weight at ½) of
     Pareto-smoothed importance sampling. The ratios have :math:`1/k` finite moments: below ½ their
     mean is estimated well; above 0.7 no practicable number of draws will do. Ratios that are all
-    equal, or whose tail is, are bounded in the strictest sense: −∞.
+    equal, or whose tail is, are bounded in the strictest sense: −∞. A tail of fewer than five draws
+    beside which all others underflow is infinite.
 
     Args:
         log_ratios: log importance ratios, up to a constant; −∞ is a draw without weight.
@@ -83,7 +81,11 @@ def pareto_k(log_ratios: Tensor) -> float:
         return -math.inf
     # Ties at the cut-off are draws on it, not above.
     tail = tail[tail > 0]
-    return _pareto_shape(tail) if len(tail) >= 5 else -math.inf
+    if len(tail) >= 5:
+        return _pareto_shape(tail)
+    # A few draws that outweigh the cut-off beyond what a number can say are no sign of a bound.
+    underflows = float((values[-size - 1] - values[-1]).exp()) == 0
+    return math.inf if underflows else -math.inf
 
 
 def _pareto_shape(tail: Tensor) -> float:
@@ -101,43 +103,6 @@ def _pareto_shape(tail: Tensor) -> float:
     return (n * k + 10 * 0.5) / (n + 10)
 
 
-@contextmanager
-def _measuring(*functions: Callable[..., Any]) -> Iterator[None]:
-    """No gradient, no validation, own parameters, networks in eval mode."""
-    contexts: list[AbstractContextManager[Any]] = [
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-        own_parameters(*functions),
-    ]
-    contexts += [evaluating(f.net) for f in functions if isinstance(f, SparseModel)]
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
-def _log_density(trace: Any, sites: Sequence[str] | None = None) -> float:
-    """Sum of the log densities of a trace's sites, in float64."""
-    total = 0.0
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
-            continue
-        if sites is None or name in sites:
-            log_prob = site["fn"].log_prob(site["value"]).double()
-            log_prob = scale_and_mask(log_prob, site["scale"], site["mask"])
-            total += float(log_prob.sum())
-    return total
-
-
-def _guide_trace(guide: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    with ExactDraws():
-        return poutine.trace(guide).get_trace(*args, **kwargs)
-
-
-def _model_trace(model: Callable[..., Any], guide_trace: Any, args: Any, kwargs: Any) -> Any:
-    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-
-
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -147,6 +112,9 @@ def log_weights(
 ) -> Tensor:
     """log p(y, θ) − log q(θ) for draws of the guide; their mean estimates the ELBO.
 
+    Of a pruned `SparseModel`, less what the choice of its support costs, as
+    :func:`pyro_sparse.infer.lower_bound`, which has the same mean.
+
     Args:
         model, guide: Pyro callables with the same latent sites.
         args, kwargs: what both are called with: all of the data.
@@ -155,13 +123,11 @@ def log_weights(
     Returns:
         ``(num_samples,)``, float64.
     """
-    with _measuring(model, guide):
-        ratios = []
-        for _ in range(num_samples):
-            q = _guide_trace(guide, args, kwargs)
-            p = _model_trace(model, q, args, kwargs)
-            ratios.append(_log_density(p) - _log_density(q))
-    return torch.tensor(ratios, dtype=torch.float64)
+    with measuring(model, guide):
+        draws = (draw(model, guide, *args, **kwargs) for _ in range(num_samples))
+        ratios = [one.log_p - one.log_q for one in draws]
+    choice = model.support.log_prior() if isinstance(model, SparseModel) else 0.0
+    return torch.tensor(ratios, dtype=torch.float64) + choice
 
 
 def importance_weighted_elbo(ratios: Tensor, k: int = 100) -> tuple[float, float]:
@@ -199,18 +165,26 @@ class KHat:
     Attributes:
         joint: k-hat of all latents together.
         blocks: k-hat by block, see `khat`; empty where none was asked for.
-        ratios: log importance ratios of the joint draws.
+        ratios: log importance ratios of the joint draws, see `log_weights`.
             Shape: (S,).
+        without_evidence: why the bounds are not of a log evidence, see
+            :func:`pyro_sparse.infer.without_evidence`; None where they are.
     """
 
     joint: float
     blocks: dict[str, float]
     ratios: Tensor
+    without_evidence: str | None = None
 
     @property
     def elbo(self) -> float:
         """The evidence lower bound, nats."""
         return importance_weighted_elbo(self.ratios, 1)[0]
+
+    @property
+    def elbo_error(self) -> float:
+        """Standard error of `elbo` by the draws, nats."""
+        return importance_weighted_elbo(self.ratios, 1)[1]
 
     @property
     def importance_weighted_elbo(self) -> float:
@@ -228,14 +202,17 @@ class KHat:
         return self.joint <= self.threshold
 
     def __str__(self) -> str:
-        names = ["joint", *self.blocks]
-        width = max(map(len, names))
-        lines = [f"{'block'.ljust(width)}  k-hat  (reliable up to {self.threshold:.2f})"]
-        for name, k in zip(names, [self.joint, *self.blocks.values()], strict=True):
-            lines.append(f"{name.ljust(width)}  {k:5.2f}")
-        lines.append(
-            f"ELBO {self.elbo:.2f}, importance-weighted {self.importance_weighted_elbo:.2f}"
-        )
+        values = {"joint": self.joint, **self.blocks}
+        cells = [("block", "k-hat"), *((name, f"{k:.2f}") for name, k in values.items())]
+        table = text_table(cells).splitlines()
+        lines = [f"{table[0]}  (around the guide's draws; of no other mode)", *table[1:]]
+        if self.without_evidence is None:
+            lines.append(
+                f"ELBO {self.elbo:.2f} ± {self.elbo_error:.2f}, importance-weighted "
+                f"{self.importance_weighted_elbo:.2f}"
+            )
+        else:
+            lines.append(f"no bound on an evidence: {self.without_evidence}")
         return "\n".join(lines)
 
 
@@ -244,28 +221,21 @@ INCLUSION = ":inclusion"
 
 
 def default_blocks(guide_trace: Any) -> dict[str, list[str]]:
-    """A block a latent site, one for the inclusions of each spike-and-slab, one for all of these.
+    """A block a latent site; none of inclusions alone, of which a block says next to nothing.
 
+    Given a draw of the weights, the inclusion of an input is certain whatever its probability is:
+    such blocks read "reliable" beside errors of 0.7 (correlated inputs, one mode of many found).
     Point masses make no block.
     """
     blocks: dict[str, list[str]] = {}
-    inclusions: list[str] = []
     for name, site in guide_trace.nodes.items():
         if site["type"] != "sample" or poutine.util.site_is_subsample(site):
             continue
         law = base_law(site["fn"])
-        if isinstance(law, Delta):
-            continue
-        blocks[name] = [name]
-        if isinstance(law, SpikeAndSlab):
-            part = name
-            # A gate is nothing but its inclusion.
-            if not isinstance(base_law(law.slab), Delta):
-                part = name + INCLUSION
-                blocks[part] = [part]
-            inclusions.append(part)
-    if len(inclusions) > 1:
-        blocks["inclusions"] = inclusions
+        # A gate is nothing but its inclusion.
+        gate = isinstance(law, SpikeAndSlab) and isinstance(base_law(law.slab), Delta)
+        if not gate and not isinstance(law, Delta):
+            blocks[name] = [name]
     return blocks
 
 
@@ -287,8 +257,9 @@ def khat(
 
     .. math:: \log w = \log p(y, θ_B, θ_{-B}) − \log q(θ_B), \qquad θ_B ∼ q,
 
-    and is the median over several such contexts. It is high where the block is wrong in itself or
-    depends on the rest in a way the guide leaves out. A block ``"{site}:inclusion"`` redraws
+    and is the median over several such contexts. It is high where the block is wrong near the
+    guide's own draws. A low one says nothing of other modes, which such draws never see: it is no
+    certificate of inclusion probabilities. A block ``"{site}:inclusion"`` redraws
     :math:`z` alone; the slab's draws stay, those of excluded units as well (with the guide's slab
     as pseudo-prior these are part of the target: Carlin and Chib 1995), so its ratio is the same
     expression. Conditional blocks are a choice of this package; Yao et al. (2018) have the joint.
@@ -309,9 +280,9 @@ def khat(
     ratios = log_weights(model, guide, *args, num_samples=num_samples, **kwargs)
     joint = pareto_k(ratios)
     found: dict[str, list[float]] = {}
-    with _measuring(model, guide):
+    with measuring(model, guide):
         for _ in range(contexts if blocks is None or blocks else 0):
-            base = _guide_trace(guide, args, kwargs)
+            base = exact_trace(guide, *args, **kwargs)
             for name, parts in (default_blocks(base) if blocks is None else blocks).items():
                 block_ratios = torch.tensor(
                     [
@@ -322,7 +293,7 @@ def khat(
                 )
                 found.setdefault(name, []).append(pareto_k(block_ratios))
     middle = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
-    return KHat(joint, middle, ratios)
+    return KHat(joint, middle, ratios, without_evidence(model, guide, *args, **kwargs))
 
 
 def _fixed_slabs(base: Any, parts: Sequence[str], count: int) -> Iterator[int]:
@@ -360,8 +331,8 @@ def _block_ratio(model: Any, base: Any, parts: Sequence[str], args: Any, kwargs:
             included = law._per_event(law.rsample_inclusion()) > 0
             node["value"] = torch.where(included, node["slab"], torch.zeros_like(node["slab"]))
         sites.append(site)
-    trace = _model_trace(model, base, args, kwargs)
-    return _log_density(trace) - _log_density(base, sites)
+    trace = poutine.trace(poutine.replay(model, trace=base)).get_trace(*args, **kwargs)
+    return log_density(trace) - log_density(base, sites)
 
 
 # -- simulation-based calibration ------------------------------------------------------------------
@@ -415,9 +386,8 @@ class Calibration:
 
     def __str__(self) -> str:
         values = self.p_values()
-        width = max(len(name) for name in values)
-        head = f"{'quantity'.ljust(width)}  p-value of uniform ranks"
-        return "\n".join([head, *(f"{name.ljust(width)}  {p:.3g}" for name, p in values.items())])
+        head = ("quantity", "p-value of uniform ranks")
+        return text_table([head, *((name, f"{p:.3g}") for name, p in values.items())])
 
 
 def sbc(
@@ -464,7 +434,7 @@ def sbc(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         for _ in range(num_simulations):
-            with _measuring(model):
+            with measuring(model):
                 trace = poutine.trace(model).get_trace(*args)
             if observed not in trace.nodes:
                 raise ValueError(
@@ -477,13 +447,13 @@ def sbc(
             guide = getattr(fitted, "guide", fitted)
             truth = _numbers(quantities(latents))
             draws = []
-            with _measuring(guide):
+            with measuring(guide):
                 for _ in range(num_draws):
-                    draw = _latents(_guide_trace(guide, args, {}))
-                    draws.append(_numbers(quantities(draw)))
+                    own = _latents(exact_trace(guide, *args))
+                    draws.append(_numbers(quantities(own)))
             for name, value in truth.items():
-                below = sum(draw[name] < value for draw in draws)
-                ties = sum(draw[name] == value for draw in draws)
+                below = sum(one[name] < value for one in draws)
+                ties = sum(one[name] == value for one in draws)
                 rank = below + int(torch.randint(ties + 1, ()))
                 ranks.setdefault(name, []).append(rank)
     return Calibration({name: torch.tensor(value) for name, value in ranks.items()}, num_draws)

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from .fitted import OFFERS, NotOfferedError
+from .network import FittedNetwork
 from .reduction import delta_evidence
 
-if TYPE_CHECKING:
-    from .posterior import Posterior
-
 __all__ = [
+    "OFFERS",
     "Importance",
     "NotOfferedError",
+    "Offered",
     "Random",
     "Shapley",
     "inclusion_probability",
@@ -35,85 +36,65 @@ __all__ = [
     "weight_signal_plus_robustness",
 ]
 
-Importance: TypeAlias = "Callable[[Posterior], dict[str, Tensor]]"
+Importance: TypeAlias = Callable[[FittedNetwork], dict[str, Tensor]]
 
 
-class NotOfferedError(ValueError):
-    """A measure or rule asks for something that the posterior does not have."""
+@dataclass(frozen=True)
+class Offered:
+    """The measure of one of a guide's offers, see :class:`pyro_sparse.guides.Offer`.
 
-
-def offered(posterior: Posterior, what: str, who: str) -> dict[str, Any]:
-    """``posterior.what()``, which must not be empty.
-
-    Raises:
-        NotOfferedError: it is; the message says which model offers it, and what this one offers.
+    Attributes:
+        name: of the offer.
     """
-    value = getattr(posterior, what)()
-    if not value:
-        model = type(posterior.model).__name__
-        has = [name for name in OFFERS if getattr(posterior, name)()]
-        raise NotOfferedError(
-            f"{who} needs {OFFERS[what]}, which the posterior of {model} does not have; it has "
-            f"{'; '.join(OFFERS[name] for name in has) or 'point estimates only'}"
-        )
-    return value
+
+    name: str
+
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        return posterior.offer(self.name, f"the measure of {self.name!r}").values
 
 
-OFFERS = {
-    "inclusion": "inclusion probabilities (ss-ig, ss-gl, ss-ghs, turbo-vbi)",
-    "noise": "a multiplicative noise on units (sbp)",
-    "gaussians": "a reducible Gaussian on every weight (bmr)",
-    "log_alpha": "dropout rates of units (bc-gnj)",
-    "log_scales": "scales of units (bc-ghs)",
-    "row_variances": "Gaussian weights (all but sbp and dense)",
-}
-"""What a posterior may offer, by the method of `Posterior` that gives it."""
+def inclusion_probability(posterior: FittedNetwork) -> dict[str, Tensor]:
+    """γ = q(unit is in), the guide's own, see `Posterior.guide_inclusion`."""
+    return posterior.offer("inclusion", "the inclusion probability").values
 
 
-def inclusion_probability(posterior: Posterior) -> dict[str, Tensor]:
-    """γ = q(unit is in)."""
-    return offered(posterior, "inclusion", "the inclusion probability")
-
-
-def noise_signal(posterior: Posterior) -> dict[str, Tensor]:
+def noise_signal(posterior: FittedNetwork) -> dict[str, Tensor]:
     """E θ / sd θ of a multiplicative noise (Neklyudov et al. 2017, eq. 15)."""
-    noise = offered(posterior, "noise", "the signal-to-noise ratio of units")
-    return {name: law.signal_to_noise for name, law in noise.items()}
+    return posterior.offer("noise", "the signal-to-noise ratio of units").values
 
 
-def retention(posterior: Posterior) -> dict[str, Tensor]:
+def retention(posterior: FittedNetwork) -> dict[str, Tensor]:
     """−log α of units: log of squared mean over variance of their scales."""
-    rates = offered(posterior, "log_alpha", "the rule on dropout rates")
-    return {name: -log_alpha for name, log_alpha in rates.items()}
+    return posterior.offer("log_alpha", "the rule on dropout rates").values
 
 
-def log_scale(posterior: Posterior) -> dict[str, Tensor]:
+def log_scale(posterior: FittedNetwork) -> dict[str, Tensor]:
     """Posterior mean of the log of units' scales."""
-    return offered(posterior, "log_scales", "the rule on scales")
+    return posterior.offer("log_scales", "the rule on scales").values
 
 
-def weight_signal(posterior: Posterior) -> dict[str, Tensor]:
+def weight_signal(posterior: FittedNetwork) -> dict[str, Tensor]:
     """|μ| / σ of every weight."""
-    laws = offered(posterior, "gaussians", "the signal-to-noise ratio of weights")
+    laws = posterior.offer("gaussians", "the signal-to-noise ratio of weights").laws
     return {name: law.loc.abs() / law.variance.sqrt() for name, law in laws.items()}
 
 
-def weight_signal_plus_robustness(posterior: Posterior) -> dict[str, Tensor]:
+def weight_signal_plus_robustness(posterior: FittedNetwork) -> dict[str, Tensor]:
     """|μ| + σ of every weight, the other baseline of Beckers et al. 2022."""
-    laws = offered(posterior, "gaussians", "signal plus robustness")
+    laws = posterior.offer("gaussians", "signal plus robustness").laws
     return {name: law.loc.abs() + law.variance.sqrt() for name, law in laws.items()}
 
 
-def weight_evidence(posterior: Posterior) -> dict[str, Tensor]:
+def weight_evidence(posterior: FittedNetwork) -> dict[str, Tensor]:
     """−ΔF of every weight: the evidence that is lost with it, nats."""
-    laws = offered(posterior, "gaussians", "the change of evidence of weights")
+    laws = posterior.offer("gaussians", "the change of evidence of weights").laws
     return {
         name: -delta_evidence(law.loc, law.variance, law.prior_variance)
         for name, law in laws.items()
     }
 
 
-def magnitude(posterior: Posterior) -> dict[str, Tensor]:
+def magnitude(posterior: FittedNetwork) -> dict[str, Tensor]:
     """Euclidean norm of each unit's row, divided by the layer's root mean square norm.
 
     Not Bayesian: a baseline. The division makes layers comparable, which initial scales are not.
@@ -137,7 +118,7 @@ class Random:
 
     seed: int = 0
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         return {
             group.name: torch.rand(group.size, generator=generator)
@@ -174,7 +155,7 @@ class Shapley:
     seed: int = 0
 
     @torch.no_grad()
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         values = {}
         for group in posterior.model.graph:
@@ -194,7 +175,7 @@ class Shapley:
             values[group.name] = total / (2 * self.orders)
         return values
 
-    def _value(self, posterior: Posterior, keep: Mapping[str, Tensor]) -> float:
+    def _value(self, posterior: FittedNetwork, keep: Mapping[str, Tensor]) -> float:
         output = posterior.masked(self.x, keep)
         latents = posterior.mean_latents()
         law = posterior.model.likelihood.distribution(output, **latents)

@@ -15,6 +15,7 @@ __all__ = [
     "calibration_error",
     "crps",
     "interval_coverage",
+    "mixture_log_density",
     "mixture_quantile",
     "mutual_information",
     "negative_log_likelihood",
@@ -68,15 +69,22 @@ def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float
     return float(sums.abs().sum() / len(y))
 
 
-def negative_log_likelihood(log_likelihood: Tensor) -> float:
-    """Mean negative log predictive density per example, in nats.
+def mixture_log_density(log_likelihood: Tensor) -> Tensor:
+    """Log predictive density of every example, nats: draws are averaged as densities.
 
     Args:
-        log_likelihood: log p(y | x, draw) of every draw; the draws are averaged as densities.
+        log_likelihood: log p(y | x, draw) of every draw.
             Shape: (draws, N).
+
+    Returns:
+        ``(N,)``, float64.
     """
-    mixture = log_likelihood.double().logsumexp(0) - math.log(len(log_likelihood))
-    return -float(mixture.mean())
+    return log_likelihood.double().logsumexp(0) - math.log(len(log_likelihood))
+
+
+def negative_log_likelihood(log_likelihood: Tensor) -> float:
+    """Mean negative log predictive density per example, nats; see `mixture_log_density`."""
+    return -float(mixture_log_density(log_likelihood).mean())
 
 
 def rmse(mean: Tensor, y: Tensor) -> float:

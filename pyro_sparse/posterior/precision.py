@@ -22,15 +22,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .importance import offered
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from .network import FittedNetwork
 
 __all__ = ["Bits", "round_to", "rounded_parameters", "suggested_bits"]
 
@@ -60,7 +56,7 @@ class Bits:
 
 
 def suggested_bits(
-    posterior: Posterior, keep: Mapping[str, Tensor] | None = None
+    posterior: FittedNetwork, keep: Mapping[str, Tensor] | None = None
 ) -> dict[str, Bits]:
     """The format that the posterior variance suggests for every layer, see the module.
 
@@ -99,7 +95,7 @@ def round_to(weights: Tensor, bits: Bits) -> Tensor:
 
 
 def rounded_parameters(
-    posterior: Posterior, keep: Mapping[str, Tensor] | None = None
+    posterior: FittedNetwork, keep: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The masked network's parameters with every layer in its suggested format.
 
@@ -116,10 +112,10 @@ def rounded_parameters(
 
 @torch.no_grad()
 def _weights(
-    posterior: Posterior, keep: Mapping[str, Tensor] | None
+    posterior: FittedNetwork, keep: Mapping[str, Tensor] | None
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """By layer mean, variance (float64) and whether the compact network has it."""
-    variances = offered(posterior, "row_variances", "the suggested precision")
+    variances = posterior.offer("row_variances", "the suggested precision").laws
     keep = posterior.keep() if keep is None else keep
     graph = posterior.model.graph
     means = posterior.mean_parameters()

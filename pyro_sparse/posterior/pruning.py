@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -26,18 +26,16 @@ from pyro_sparse.infer import (
     write_json,
 )
 
+from .network import FittedNetwork
 from .reduction import delta_evidence
 from .selection import ModelReduction, SelectionRule
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
 
 __all__ = ["Pass", "PruneEvery", "free_energy", "iterate"]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of :func:`iterate`; free energies are negative ELBOs of all data, nats.
+    """One pass of :func:`iterate`; free energies: see :func:`free_energy`.
 
     Attributes:
         number: 1 for the first; 0 for the state before any pruning.
@@ -60,9 +58,15 @@ class Pass:
 
 
 def free_energy(
-    posterior: Posterior, loader: Iterable[tuple[Tensor, Tensor]], draws: int = 20, seed: int = 0
+    posterior: FittedNetwork,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    draws: int = 20,
+    seed: int = 0,
 ) -> float:
-    """Negative evidence lower bound of all data, nats: lower is better.
+    """Negative evidence lower bound of all data given what is left, nats: lower is better.
+
+    Its changes are what model reduction predicts. What the choice of the support costs is not in
+    it, see :meth:`~pyro_sparse.models.support.Support.log_prior`.
 
     Args:
         posterior: model and guide.
@@ -70,11 +74,11 @@ def free_energy(
         draws, seed: see :func:`pyro_sparse.infer.lower_bound`.
     """
     bound = lower_bound(posterior.model, posterior.guide, loader, draws=draws, seed=seed)
-    return -bound.value
+    return -bound.given_support
 
 
 def iterate(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     epochs: int,
@@ -176,7 +180,7 @@ class PruneEvery:
         ValueError: ``every`` below 1.
     """
 
-    posterior: Posterior
+    posterior: FittedNetwork
     rule: SelectionRule
     every: int = 5
     start: int = 0

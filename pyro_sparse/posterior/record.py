@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyro
-import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from pyro_sparse.likelihoods import Normal
-from pyro_sparse.modules import own_parameters
 
-from .exact import ExactDraws
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from .draws import measuring
+from .network import FittedNetwork, NetworkDraw
 
 __all__ = ["Recorded", "record"]
-
-
-class Draw(NamedTuple):
-    """One draw of everything.
-
-    rows:    effective rows by group, ``(units, row length)``
-    gate:    on the input features, ``(features,)``, or None
-    latents: of the likelihood
-    sites:   values of all sample statements
-    log_p:   log density of the prior at them
-    log_q:   of the guide; 0 for draws of the prior
-    """
-
-    rows: dict[str, Tensor]
-    gate: Tensor | None
-    latents: dict[str, Tensor]
-    sites: dict[str, Tensor]
-    log_p: float
-    log_q: float
 
 
 @dataclass
@@ -53,7 +29,7 @@ class Recorded:
 
 @torch.no_grad()
 def record(
-    posterior: Posterior,
+    posterior: FittedNetwork,
     x: Tensor | None,
     y: Tensor | None,
     num_samples: int,
@@ -61,25 +37,19 @@ def record(
     batch_size: int,
 ) -> Recorded:
     """See :meth:`Posterior.to_arviz <pyro_sparse.posterior.Posterior.to_arviz>`."""
-    if num_samples < 1:
-        raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
     if y is not None:
         if x is None:
             raise ValueError("expected the inputs x of the targets y, got None")
         if len(y) != len(x):
             raise ValueError(f"expected as many targets as inputs, got {len(y)} for {len(x)}")
     model, out = posterior.model, Recorded()
-    collect = {"posterior": _posterior_draws(posterior)}
-    if _proper(posterior):
-        collect["prior"] = _prior_draws(posterior)
-    for kind, draws in collect.items():
+    for kind in ("posterior", "prior") if _proper(posterior) else ("posterior",):
         variables: dict[str, list[Any]] = {}
         predictive: dict[str, list[Any]] = {}
         likelihood: list[Tensor] = []
         stats: dict[str, list[float]] = {"log_p": [], "log_q": []}
-        with own_parameters(model, posterior.guide), pyro.validation_enabled(False):
-            for _ in range(num_samples):
-                draw = next(draws)
+        with measuring(model, posterior.guide):
+            for draw in posterior.network_draws(num_samples, prior=kind == "prior"):
                 for name, value in _variables(posterior, draw, rows, out).items():
                     variables.setdefault(name, []).append(value)
                 if x is None:
@@ -92,8 +62,8 @@ def record(
                 predictive.setdefault(_natural_name(posterior), []).append(natural)
                 if y is not None and kind == "posterior":
                     likelihood.append(law.log_prob(y))
-                    stats["log_p"].append(draw.log_p + float(likelihood[-1].double().sum()))
-                    stats["log_q"].append(draw.log_q)
+                    stats["log_p"].append(draw.joint.log_p + float(likelihood[-1].double().sum()))
+                    stats["log_q"].append(draw.joint.log_q)
         out.groups[kind] = _stacked(variables)
         out.groups[f"{kind}_predictive"] = _stacked(predictive)
         if likelihood:
@@ -105,57 +75,11 @@ def record(
     return out
 
 
-# -- draws -----------------------------------------------------------------------------------------
-
-
-def _posterior_draws(posterior: Posterior) -> Iterator[Draw]:
-    while True:
-        with ExactDraws():
-            trace = poutine.trace(posterior.guide).get_trace()
-        with poutine.replay(trace=trace):
-            draw = _of_model(posterior)
-        # Under replay the sites' values are those of the guide, and log p is the prior's at them.
-        yield draw._replace(log_q=_log_density(trace))
-
-
-def _prior_draws(posterior: Posterior) -> Iterator[Draw]:
-    while True:
-        yield _of_model(posterior)
-
-
-def _of_model(posterior: Posterior) -> Draw:
-    model = posterior.model
-    with poutine.trace() as tracer:
-        rows, gate = model.rows(), model.input_gate()
-        latents = model.likelihood.sites()
-    trace = tracer.trace
-    sites: dict[str, Any] = {
-        name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"
-    }
-    effective = {name: model.support.rows(name, value) for name, value in rows.items()}
-    return Draw(effective, gate, latents, sites, _log_density(trace), 0.0)
-
-
-def _log_density(trace: Any) -> float:
-    """Sum over the sites in float64: thousands of weights cost float32 its last digits."""
-    trace.compute_log_prob()
-    return sum(
-        float(site["log_prob"].double().sum())
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-    )
-
-
-@torch.no_grad()
-def _proper(posterior: Posterior) -> bool:
+def _proper(posterior: FittedNetwork) -> bool:
     """Whether the prior can be sampled; random numbers are given back."""
-    with (
-        torch.random.fork_rng([]),
-        own_parameters(posterior.model, posterior.guide),
-        pyro.validation_enabled(False),
-    ):
+    with torch.random.fork_rng([]):
         try:
-            _of_model(posterior)
+            next(posterior.network_draws(1, prior=True))
         except NotImplementedError:
             return False
     return True
@@ -164,7 +88,9 @@ def _proper(posterior: Posterior) -> bool:
 # -- names and shapes ------------------------------------------------------------------------------
 
 
-def _variables(posterior: Posterior, draw: Draw, rows: bool, out: Recorded) -> dict[str, Tensor]:
+def _variables(
+    posterior: FittedNetwork, draw: NetworkDraw, rows: bool, out: Recorded
+) -> dict[str, Tensor]:
     """What a draw is told by; fills in the names of dimensions."""
     variables: dict[str, Tensor] = {}
     counts = []
@@ -183,7 +109,7 @@ def _variables(posterior: Posterior, draw: Draw, rows: bool, out: Recorded) -> d
         if rows:
             variables[f"{name}.rows"] = value
             out.dims[f"{name}.rows"] = [f"{name}.unit", f"{name}.weight"]
-    for name, value in draw.sites.items():
+    for name, value in draw.joint.sites.items():
         group = name.rpartition(".")[0]
         if name == "input.gate" or name.endswith((".rows", ".support")):
             continue  # told as inclusions and effective rows
@@ -198,22 +124,22 @@ def _variables(posterior: Posterior, draw: Draw, rows: bool, out: Recorded) -> d
     return variables
 
 
-def _inclusion(draw: Draw, name: str) -> Tensor:
+def _inclusion(draw: NetworkDraw, name: str) -> Tensor:
     """Whether each unit of a group is in, ``(units,)``."""
-    support = draw.sites.get(f"{name}.support")
+    support = draw.joint.sites.get(f"{name}.support")
     if support is not None:
         return support.reshape(len(support), -1).amax(1) > 0.5
     if name == "input":
-        return draw.sites["input.gate"] != 0
+        return draw.joint.sites["input.gate"] != 0
     return (draw.rows[name] != 0).any(1)
 
 
-def _natural_name(posterior: Posterior) -> str:
+def _natural_name(posterior: FittedNetwork) -> str:
     """``mean`` of a number, ``probability`` of classes; a Bernoulli's mean is one."""
     return "mean" if _classes(posterior) is None else "probability"
 
 
-def _classes(posterior: Posterior) -> int | None:
+def _classes(posterior: FittedNetwork) -> int | None:
     like = torch.zeros(1, 2)
     probabilities = posterior.model.likelihood.class_probabilities(like)
     return None if probabilities is None else probabilities.shape[-1]
@@ -223,7 +149,7 @@ def _stacked(values: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
     return {name: torch.stack(one).cpu().numpy() for name, one in values.items()}
 
 
-def _describe(posterior: Posterior, x: Tensor | None, y: Tensor | None, out: Recorded) -> None:
+def _describe(posterior: FittedNetwork, x: Tensor | None, y: Tensor | None, out: Recorded) -> None:
     """Data, constants, and labels of what all groups share."""
     constants: dict[str, np.ndarray] = {}
     for name, value in posterior.inclusion().items():

@@ -5,6 +5,7 @@ A rule is called with a :class:`~pyro_sparse.posterior.Posterior` and returns a 
 single weights return ``(units, row length)``. A rule works on any posterior that offers what it
 needs, and raises :class:`~pyro_sparse.posterior.importance.NotOfferedError` on any other.
 
+A model's default is the cut of its guide's own first offer (:class:`pyro_sparse.guides.Offer`).
 To add one, write a class with ``__call__(posterior) -> dict[str, Tensor]``; for a new measure of
 importance write a function (:mod:`.importance`), and :class:`Threshold`, :class:`TopK` and
 :class:`MACBudget` can use it. To make it a model's default::
@@ -18,24 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import singledispatch
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_sparse import models
 from pyro_sparse.guides import Reducible
 from pyro_sparse.names import nearest
 
 from . import importance
-from .importance import Importance, Random, Shapley, offered
+from .importance import Importance, Random, Shapley
 from .inclusion import within_false_discovery_rate
+from .network import FittedNetwork, SelectionRule, default_rule
 from .reduction import delta_evidence, delta_evidence_joint, delta_evidence_noise
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
 
 __all__ = [
     "BMRS",
@@ -54,38 +51,6 @@ __all__ = [
     "default_rule",
     "parse",
 ]
-
-
-class SelectionRule(Protocol):
-    """Anything that maps a posterior to ``{group: mask}``."""
-
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]: ...
-
-
-@singledispatch
-def default_rule(model: models.SparseModel) -> SelectionRule:
-    """The rule by which a model's posterior is pruned where none is given."""
-    return MedianProbability() if hasattr(model, "inclusion_logits") else Connected()
-
-
-@default_rule.register
-def _(model: models.LogNormalNoise) -> SelectionRule:
-    return SignalToNoise()
-
-
-@default_rule.register
-def _(model: models.TurboMarkov) -> SelectionRule:
-    return MedianProbability()
-
-
-@default_rule.register
-def _(model: models.GroupNormalJeffreys) -> SelectionRule:
-    return LogAlpha()
-
-
-@default_rule.register
-def _(model: models.GroupHorseshoe) -> SelectionRule:
-    return LogScale()
 
 
 # -- rules that belong to a kind of posterior ------------------------------------------------------
@@ -108,9 +73,8 @@ class MedianProbability:
         if not 0 <= self.threshold < 1:
             raise ValueError(f"expected a threshold in [0, 1), got {self.threshold}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        inclusion = offered(posterior, "inclusion", "the median-probability rule")
-        return {name: pip > self.threshold for name, pip in inclusion.items()}
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        return posterior.offer("inclusion", "the median-probability rule").kept(self.threshold)
 
 
 @dataclass(frozen=True)
@@ -130,8 +94,8 @@ class FalseDiscovery:
         if not 0 <= self.level < 1:
             raise ValueError(f"expected a level in [0, 1), got {self.level}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        inclusion = offered(posterior, "inclusion", "the false-discovery rule")
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        inclusion = posterior.offer("inclusion", "the false-discovery rule").laws
         return {
             name: within_false_discovery_rate(pip, self.level) for name, pip in inclusion.items()
         }
@@ -164,8 +128,8 @@ class ExpectedCost:
         if not all(0 < price < math.inf for price in [*prices, self.missed]):
             raise ValueError(f"expected positive prices, got {self}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        inclusion = offered(posterior, "inclusion", "the rule of least expected cost")
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        inclusion = posterior.offer("inclusion", "the rule of least expected cost").laws
         keep = {}
         for name, pip in inclusion.items():
             wrong = self.wrong.get(name, 1.0) if isinstance(self.wrong, Mapping) else self.wrong
@@ -195,8 +159,8 @@ class SignalToNoise:
         if not (self.threshold >= 0 and self.mean >= 0):
             raise ValueError(f"expected thresholds of at least 0, got {self}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        noise = offered(posterior, "noise", "the signal-to-noise rule")
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        noise = posterior.offer("noise", "the signal-to-noise rule").laws
         return {
             name: (law.signal_to_noise > self.threshold) & (law.mean > self.mean)
             for name, law in noise.items()
@@ -225,9 +189,8 @@ class LogAlpha:
         if math.isnan(self.threshold):
             raise ValueError("expected a number as threshold, got nan")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        rates = offered(posterior, "log_alpha", "the rule on dropout rates")
-        return {name: log_alpha < self.threshold for name, log_alpha in rates.items()}
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        return posterior.offer("log_alpha", "the rule on dropout rates").kept(-self.threshold)
 
 
 @dataclass(frozen=True)
@@ -257,12 +220,9 @@ class LogScale:
         if math.isnan(self.threshold):
             raise ValueError("expected a number as threshold, got nan")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        scales = offered(posterior, "log_scales", "the rule on scales")
-        return {
-            name: log_scale - (log_scale.max() if self.relative else 0) > self.threshold
-            for name, log_scale in scales.items()
-        }
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        scales = posterior.offer("log_scales", "the rule on scales")
+        return replace(scales, relative=self.relative).kept(self.threshold)
 
 
 @dataclass(frozen=True)
@@ -298,8 +258,8 @@ class BMRS:
         if not 0 < self.prior_odds < math.inf:
             raise ValueError(f"expected positive, finite prior odds, got {self.prior_odds}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        noise = offered(posterior, "noise", "BMRS")
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        noise = posterior.offer("noise", "BMRS").laws
         window = None
         if self.kind == "u":
             window = (-23 * math.log(2), -self.bits * math.log(2))
@@ -331,8 +291,8 @@ class ModelReduction:
         if self.by not in ("weights", "rows", "columns"):
             raise ValueError(f"expected by 'weights', 'rows' or 'columns', got {self.by!r}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
-        laws = offered(posterior, "gaussians", "model reduction")
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
+        laws = posterior.offer("gaussians", "model reduction").laws
         support = posterior.model.support
         keep = {}
         for name, law in laws.items():
@@ -349,7 +309,7 @@ class ModelReduction:
             keep[name] = mask
         return keep
 
-    def _groups(self, posterior: Posterior, name: str) -> Iterator[Tensor]:
+    def _groups(self, posterior: FittedNetwork, name: str) -> Iterator[Tensor]:
         """The groups of a layer as indices of its rows' entries, ``(entries,)`` each."""
         model = posterior.model
         shape = model.row_shape(model.graph[name])
@@ -386,7 +346,7 @@ class Connected:
     nothing. What the network computes at posterior means stays the same.
     """
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
         return posterior.model.graph.connected(posterior.mean_parameters())
 
 
@@ -400,7 +360,7 @@ class Threshold:
     measure: Importance
     threshold: float
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
         return {name: value > self.threshold for name, value in self.measure(posterior).items()}
 
 
@@ -428,7 +388,7 @@ class TopK:
         if not share and not all(whole):
             raise ValueError(f"expected numbers of at least 1 or a share in (0, 1], got {self.k}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
         values = self.measure(posterior)
         if isinstance(self.k, float):
             total = sum(value.numel() for value in values.values())
@@ -464,7 +424,7 @@ class MACBudget:
         if not self.macs > 0:
             raise ValueError(f"expected a positive budget, got {self.macs}")
 
-    def __call__(self, posterior: Posterior) -> dict[str, Tensor]:
+    def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
         values = self.measure(posterior)
         low, high = 1, sum(value.numel() for value in values.values())
         if posterior.macs(_above_rank(values, low)) > self.macs:

@@ -2,10 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["GroupSummary", "Summary"]
+import torch
+from torch import Tensor
+
+from pyro_sparse.names import UNDECIDED, text_table
+
+from .network import FittedNetwork, SelectionRule
+
+__all__ = ["GroupSummary", "Objective", "Summary", "summarise"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What inclusion probabilities belong to; ``str()`` says it in one line.
+
+    Attributes:
+        kl_weight: of the KL when the inclusion logits came to rest; NaN where it is not known.
+        lowest_kl_weight: the smallest at which they moved: a logit that saturated while the KL was
+            cheap may never have come back.
+        estimator: of the logits' gradient, see
+            :func:`~pyro_sparse.guides.families.spike_and_slab`.
+        chain: whether those of the inputs are a chain's over supports.
+        seeds: runs that were merged.
+    """
+
+    kl_weight: float
+    lowest_kl_weight: float
+    estimator: str | None
+    chain: bool = False
+    seeds: int = 1
+
+    @property
+    def settled(self) -> bool:
+        """Whether the logits moved at the evidence lower bound itself only, as far as is known."""
+        return not (self.kl_weight != 1 or self.lowest_kl_weight < 1)
+
+    def __str__(self) -> str:
+        if math.isnan(self.kl_weight):
+            text = "inclusion probabilities: objective not known (not trained by fit)"
+        elif self.settled:
+            text = "inclusion probabilities: of the evidence lower bound"
+        elif self.kl_weight == 1:
+            text = (
+                "inclusion probabilities: decided from a KL weight of "
+                f"{self.lowest_kl_weight:.2g} on, not those of the evidence lower bound alone"
+            )
+        else:
+            text = (
+                f"inclusion probabilities: at a KL weight of {self.kl_weight:.2g}, "
+                "not those of the evidence lower bound"
+            )
+        text += f"; {self.estimator}" if self.estimator else ""
+        text += f", {self.seeds} seeds" if self.seeds > 1 else ", one seed"
+        return text + ("; of inputs by a chain over supports" if self.chain else "")
 
 
 @dataclass(frozen=True)
@@ -16,8 +69,9 @@ class GroupSummary:
         group: its name.
         units: how many there are.
         kept: by the selection rule.
-        expected: number of included units under q: Σ γ.
-        low, high: central 95 % interval of that number under q (its exact law, Poisson-binomial).
+        expected: number of included units: the sum of their probabilities.
+        low, high: central 95 % interval of that number: under q its exact law, Poisson-binomial, of
+            inputs that of the chain over supports where there is one.
         undecided: units with 0.05 < γ < 0.95 (:data:`pyro_sparse.names.UNDECIDED`).
         entropy: of the inclusions, nats: Σ H(γ).
 
@@ -39,6 +93,7 @@ class Summary:
     """A table of groups; ``str()`` prints it, ``rows`` are plain dicts for a DataFrame."""
 
     groups: tuple[GroupSummary, ...]
+    objective: Objective | None = None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -57,11 +112,57 @@ class Summary:
             )
             for g in self.groups
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        table = text_table(lines)
+        return table if self.objective is None else f"{table}\n{self.objective}"
+
+
+def summarise(posterior: FittedNetwork, rule: SelectionRule | None = None) -> Summary:
+    """See :meth:`Posterior.summary <pyro_sparse.posterior.Posterior.summary>`."""
+    keep, inclusion = posterior.keep(rule), posterior.inclusion()
+    groups = []
+    for group in posterior.prunable_groups():
+        name = group.name
+        pip = inclusion.get(name)
+        counts: dict[str, Any] = {
+            "group": name,
+            "units": group.size,
+            "kept": int(keep[name].sum()),
+        }
+        if pip is None:
+            groups.append(GroupSummary(**counts))
+            continue
+        chain = posterior.guide.chain() if name == "input" else None
+        if chain is not None:
+            draws = chain[1].sum(1).cpu()
+            law = torch.bincount(draws, minlength=len(pip) + 1).double() / len(draws)
+        else:
+            law = _poisson_binomial(pip)
+        cumulative = law.cumsum(0)
+        entropy = torch.special.entr(pip) + torch.special.entr(1 - pip)
+        groups.append(
+            GroupSummary(
+                **counts,
+                expected=float(pip.sum()),
+                low=int((cumulative < 0.025).sum()),
+                high=int((cumulative < 0.975).sum()),
+                undecided=int(((pip > UNDECIDED[0]) & (pip < UNDECIDED[1])).sum()),
+                entropy=float(entropy.sum()),
             )
-            for line in lines
         )
+    return Summary(tuple(groups), objective(posterior) if inclusion else None)
+
+
+def objective(posterior: FittedNetwork) -> Objective:
+    """What the inclusion probabilities belong to."""
+    guide = posterior.guide
+    weights = getattr(guide, "inclusion_kl_weights", None)
+    lowest, last = (math.nan, math.nan) if weights is None else weights.tolist()
+    return Objective(last, lowest, getattr(guide, "inclusion", None), guide.chain() is not None)
+
+
+def _poisson_binomial(probabilities: Tensor) -> Tensor:
+    """Law of a sum of independent Bernoullis, ``(n + 1,)``, by convolution in float64."""
+    law = torch.ones(1, dtype=torch.float64)
+    for p in probabilities.tolist():
+        law = torch.cat([law * (1 - p), law.new_zeros(1)]) + torch.cat([law.new_zeros(1), law * p])
+    return law

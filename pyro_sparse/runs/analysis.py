@@ -45,14 +45,9 @@ def unit_measure(posterior: Posterior) -> tuple[str, Importance]:
 
     The Euclidean norm of rows at posterior means where it has none, as BMR and the dense baseline.
     """
-    for offers, title, measure in (
-        (posterior.inclusion, "inclusion probability", importance.inclusion_probability),
-        (posterior.noise, "signal-to-noise ratio of the noise", importance.noise_signal),
-        (posterior.log_alpha, "retention (−log α)", importance.retention),
-        (posterior.log_scales, "scale of the unit", importance.log_scale),
-    ):
-        if offers():
-            return title, measure
+    for name, offer in posterior.offers().items():
+        if offer.cut is not None:
+            return offer.title, importance.Offered(name)
     return "norm of the weights at posterior means", importance.magnitude
 
 
@@ -120,6 +115,7 @@ def analyse(
     members: int = 10,
     outside: str | None = None,
     checkpoint: str = "last",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Everything one asks of the run in ``folder``, on its test set.
 
@@ -133,6 +129,7 @@ def analyse(
         members: compact networks drawn from the posterior, as `export --draws` ships them.
         outside: name of another data set with inputs of the same shape, to be told from the run's.
         checkpoint: ``"last"`` or ``"best"``, see :func:`pyro_sparse.runs.experiment.load`.
+        trust: whether to call code that the folder names, see the same.
 
     Returns:
         ``groups`` (the summary by layer), ``scores`` of ensemble and compact network,
@@ -144,8 +141,8 @@ def analyse(
         ValueError: ``outside`` has inputs of another shape, or targets are not classes.
     """
     folder = Path(folder)
-    settings, dataset, posterior = experiment.load(folder, root, checkpoint)
-    _summary(folder)
+    settings, dataset, posterior = experiment.load(folder, root, checkpoint, trust=trust)
+    temperature = _summary(folder).get("temperature", 1.0)
     test, likelihood = dataset.test, posterior.model.likelihood
     scale = dataset.target_scale
     other = None if outside is None else _inputs(settings, outside, root, dataset)
@@ -153,12 +150,9 @@ def analyse(
     title, measure = unit_measure(posterior)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        scores = posterior.evaluate(
-            test.x, test.y, num_samples=draws, keep=keep, target_scale=scale
-        )
-        both = posterior.calibration(
-            test.x, test.y, num_samples=draws, keep=keep, target_scale=scale
-        )
+        how = {"num_samples": draws, "keep": keep, "target_scale": scale}
+        scores = posterior.evaluate(test.x, test.y, **how, temperature=temperature)
+        both = posterior.calibration(test.x, test.y, **how, temperature=temperature)
         apart = None
         if other is not None:
             apart = {"data": outside, **posterior.out_of_distribution(test.x, other)}
@@ -233,6 +227,7 @@ def analyse_seeds(
     *,
     root: str | Path | None = None,
     draws: int = 20,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """What several runs of one model say together, on their test set.
 
@@ -244,6 +239,7 @@ def analyse_seeds(
         out: a folder, such as the one that holds them.
         root: of the data.
         draws: of every run's posterior.
+        trust: see `analyse`.
 
     Returns:
         ``runs`` (folder and seed of each), ``scores`` (mean and standard error over runs by key of
@@ -259,7 +255,7 @@ def analyse_seeds(
     if len(paths) < 2:
         raise ValueError(f"expected at least two runs to merge, got {len(paths)}")
     # Before any data are read: settings and summaries are small.
-    settings_of = [experiment.read_settings(folder) for folder in paths]
+    settings_of = [experiment.read_settings(folder, trust) for folder in paths]
     first, seeds = settings_of[0], [settings.seed for settings in settings_of]
     summaries = []
     for folder, settings in zip(paths, settings_of, strict=True):
@@ -273,7 +269,7 @@ def analyse_seeds(
         summaries.append(_summary(folder))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"expected runs of different seeds, got the seeds {seeds}")
-    loaded = [experiment.load(folder, root) for folder in paths]
+    loaded = [experiment.load(folder, root, trust=trust) for folder in paths]
     _, dataset, _ = loaded[0]
     (cells,) = tabulate([{**one, "entry": first.model} for one in summaries]).rows.values()
     ensemble = SeedEnsemble([posterior for _, _, posterior in loaded])
@@ -301,12 +297,7 @@ def analyse_seeds(
         merged = ensemble.inclusion
         result["groups"] = _merged_groups(merged)
         if "input" in merged.probabilities:
-            chosen = select_inputs(merged.mean["input"], level=0.05)
-            result["inputs"] = {
-                "selected": chosen.indices,
-                "false_discovery_rate": chosen.false_discovery_rate,
-                "missed": chosen.missed,
-            }
+            result["inputs"] = _selected_inputs(ensemble.posteriors)
         figures = out / "figures"
         page.write_figure(
             figures / "inclusion_over_seeds.png", lambda ax: plots.inclusion_over_seeds(merged, ax)
@@ -320,6 +311,22 @@ def analyse_seeds(
         out, [{**one, "run": name} for one, name in zip(summaries, names, strict=True)]
     )
     return result
+
+
+def _selected_inputs(posteriors: Sequence[Posterior]) -> dict[str, Any]:
+    """What is selected at a false-discovery rate of 5 %, and ``said``, in one sentence."""
+    try:
+        chosen = select_inputs(posteriors, level=0.05)
+    except ValueError as error:
+        return {"selected": None, "said": f"No inputs are selected: {error}."}
+    return {
+        "selected": chosen.indices,
+        "false_discovery_rate": chosen.false_discovery_rate,
+        "missed": chosen.missed,
+        "said": f"Inputs within a false-discovery rate of 5 %: "
+        f"{', '.join(map(str, chosen.indices)) or 'none'}; expected missed: {chosen.missed:.2f} "
+        f"({chosen.objective}).",
+    }
 
 
 def _merged_groups(merged: MergedInclusion) -> list[dict[str, Any]]:

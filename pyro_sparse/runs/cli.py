@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_sparse.names import AUTOGUIDES, PRECISIONS
+from pyro_sparse.names import AUTOGUIDES, OPTIMIZERS, PRECISIONS, SCHEDULES
 from pyro_sparse.runs.zoo import ZOO
 
 if TYPE_CHECKING:
@@ -51,9 +51,77 @@ def main() -> None:
     """
 
 
-def _number_or(word: str) -> Callable[[str], float | str]:
-    """Parses a number, or leaves ``word`` as it is."""
-    return lambda value: value if value == word else float(value)
+class _Value(click.ParamType):
+    """A value of an option that a constructor takes."""
+
+    name = "value"
+
+    def __init__(self, option: Any) -> None:
+        self.option = option
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from pyro_sparse.runs.options import parse_value
+
+        try:
+            return parse_value(self.option.hint, value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"expected {error}, got {value!r}", param, ctx)
+
+
+_OF_MODELS = "pyro_sparse.options_of_models"
+"""Where a command's context keeps the options of its models."""
+
+
+class _WithModels(click.Command):
+    """A command with the options of the models that its line names, and of their guides.
+
+    What they take is read from their constructors (`pyro_sparse.runs.options`), for which torch is
+    imported; a line without a model answers at once.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_OF_MODELS] = self._of_models(args)
+        return super().parse_args(ctx, args)
+
+    def _of_models(self, args: list[str]) -> list[click.Option]:
+        entries = [ZOO[head] for word in args if (head := word.partition(":")[0]) in ZOO]
+        words = [part for word in args for part in word.split("=", 1)]
+        guide = words[words.index("--guide") + 1] if "--guide" in words[:-1] else "matched"
+        taken = {option for one in self.params for option in one.opts}
+        found: dict[str, click.Option] = {}
+        if not entries:
+            return []
+        from pyro_sparse.runs import options
+
+        for entry in entries:
+            for of in (options.of_model(entry), options.of_guide(guide, entry)):
+                for name, one in of.known.items():
+                    flag = f"--{name.replace('_', '-')}"
+                    if name in found or flag in taken:
+                        continue
+                    default = entry.settings.get(name, one.default)
+                    known = f"[default: {default}]" if one.has_default else ""
+                    text = f"{one.text}. {known}" if one.text else known
+                    found[name] = (
+                        click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=text)
+                        if one.hint is bool
+                        else click.Option([flag, name], type=_Value(one), help=text)
+                    )
+        return list(found.values())
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *ctx.meta.get(_OF_MODELS, [])]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        of_models = ctx.meta.pop(_OF_MODELS, [])
+        super().format_options(ctx, formatter)
+        with formatter.section("Options of the model and its guide"):
+            if of_models:
+                formatter.write_dl([one.get_help_record(ctx) for one in of_models])
+            else:
+                formatter.write_text(
+                    f"Name a model to see them: pyro-sparse {self.name} ss-ghs --help"
+                )
 
 
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,32 +157,44 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--net",
             metavar="NAME",
             help="mlp:400-400, lenet5-caffe, vgg, resnet20 (32, 56; resnet20-b), vit or "
-            "package.module:factory. [default: by data set]",
+            "package.module:factory. [default: by size of data]",
         ),
         click.option(
             "--augment/--no-augment",
             default=None,
-            help="Shift and mirror training images at random. [default: by data set]",
+            help="Shift and mirror training images at random. [default: by size of data]",
         ),
         click.option(
             "--optimizer",
-            type=click.Choice(["adam", "sgd"]),
-            help="sgd has momentum 0.9. [default: by data set]",
+            type=click.Choice(OPTIMIZERS),
+            help="sgd has momentum 0.9. [default: by size of data]",
         ),
         click.option(
-            "--epochs", type=click.IntRange(1), help="Passes over the data. [default: by data set]"
+            "--epochs",
+            type=click.IntRange(1),
+            help="Passes over the data. [default: by size of data]",
         ),
-        click.option("--batch-size", type=click.IntRange(1), help="[default: by data set]"),
+        click.option("--batch-size", type=click.IntRange(1), help="[default: by size of data]"),
         click.option("--lr", type=float, help="Learning rate of the weights."),
         click.option("--inclusion-lr", type=float, help="Learning rate of the inclusion logits."),
         click.option("--scale-lr", type=float, help="Learning rate of scales and precisions."),
         click.option(
             "--schedule",
-            type=click.Choice(["constant", "cosine", "linear", "steps"]),
+            type=click.Choice(SCHEDULES),
             help="How the learning rates fall.",
         ),
         click.option(
             "--lr-hold", type=click.FloatRange(0, 1), help="Share of training before they do."
+        ),
+        click.option(
+            "--inclusion-start",
+            type=click.FloatRange(0, 1),
+            help="Share of training before the inclusion logits move.",
+        ),
+        click.option(
+            "--inclusion-rise",
+            type=click.FloatRange(0, 1),
+            help="Share of training over which their rate then rises.",
         ),
         click.option(
             "--inclusion-hold",
@@ -143,45 +223,9 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--num-particles", type=click.IntRange(1), help="Draws of the guide a step."),
         click.option(
             "--guide",
-            type=click.Choice(["matched", *AUTOGUIDES]),
-            help="The model's own guide, or one of Pyro's autoguides where all latents are "
-            "continuous, to compare with. [default: matched]",
-        ),
-        click.option(
-            "--variance",
-            metavar="TIED|ROW|FULL|RANK-K",
-            help="Posterior standard deviations: u_j v_i, one a unit, one a weight, or variances "
-            "of rank K, as rank-4.",
-        ),
-        click.option(
-            "--initial-scale",
-            metavar="BALANCED|NUMBER",
-            type=_number_or("balanced"),
-            help="Initial posterior standard deviation: by layer, or one number.",
-        ),
-        click.option(
-            "--inclusion",
-            type=click.Choice(["straight-through", "soft", "score"]),
-            help="Gradient estimator of the inclusions.",
-        ),
-        click.option(
-            "--inclusion-draws",
-            type=click.Choice(["batch", "example"]),
-            help="Draws of the inclusions: one for the batch, or one an example.",
-        ),
-        click.option(
-            "--inclusion-probability",
-            metavar="LAYERWISE|NUMBER",
-            type=_number_or("layerwise"),
-            help="Prior inclusion probability λ of a unit: the papers' layer-wise rule, or one "
-            "number in (0, 1).",
-        ),
-        click.option("--slab-scale", type=float, help="Prior standard deviation σ0 of the slab."),
-        click.option(
-            "--prior-scale",
-            type=click.FloatRange(0, min_open=True),
-            help="Prior standard deviation of weights that are point estimates (weight decay) or "
-            "reducible.",
+            metavar="|".join(["matched", *AUTOGUIDES, "package.module:Class"]),
+            help="The model's own guide; one of Pyro's autoguides where all latents are "
+            "continuous, to compare with; or one of your own. [default: matched]",
         ),
         click.option(
             "--noise-rate",
@@ -189,16 +233,12 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Of regressions: rate of the prior Gamma(1, rate) of the noise precision; smaller "
             "where errors are below a tenth of the target's standard deviation. [default: 1]",
         ),
-        click.option("--prune-inputs", is_flag=True, help="Select input features, too."),
         click.option(
-            "--noise-draws",
-            type=click.Choice(["batch", "example"]),
-            help="Draws of a noise on units: one for the batch, or one an example.",
-        ),
-        click.option(
-            "--last-layer",
-            type=click.Choice(["mean-field", "joint"]),
-            help="Posterior of the last layer's weights, where they are reducible.",
+            "--ensemble-temperature",
+            metavar="VALIDATION|NUMBER",
+            type=lambda value: value if value == "validation" else float(value),
+            help="Of the ensemble's class probabilities: fitted on validation rows, or a number; "
+            "1 is the posterior's own. [default: validation]",
         ),
         click.option(
             "--pretrain",
@@ -281,7 +321,7 @@ def zoo() -> None:
             click.echo(f"           {label:<7} {text}")
 
 
-@main.command()
+@main.command(cls=_WithModels)
 @click.argument("model", metavar="MODEL")
 @_training_options
 @click.option(
@@ -353,7 +393,9 @@ def fit(
     from pyro_sparse import infer
     from pyro_sparse.runs import experiment, table, terminal
 
-    chosen = experiment.settings_for(model, strict=True, **settings)
+    chosen = experiment.settings_for(
+        model, settings.pop("data"), root=places["data_root"], strict=True, **settings
+    )
     fabric = infer.make_fabric(
         devices=devices,
         accelerator=accelerator,
@@ -390,7 +432,7 @@ def fit(
         click.echo(f"\nrun folder: {out}")
 
 
-@main.command()
+@main.command(cls=_WithModels)
 @click.argument("models", metavar="MODELS...", nargs=-1, required=True)
 @_training_options
 @click.option(
@@ -520,6 +562,11 @@ def compare(
     envvar="PYRO_SPARSE_DATA",
     help="As for fit.",
 )
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="The run names a network or guide package.module:factory: import it and call it.",
+)
 def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> None:
     """Say what the posterior of a run folder knows, and how far to believe it.
 
@@ -546,7 +593,9 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
     if len(folders) > 1:
         out = runs[0] if len(runs) == 1 else runs[0].parent
         terminal.print_seeds(
-            analysis.analyse_seeds(folders, out, root=data_root, draws=options["draws"])
+            analysis.analyse_seeds(
+                folders, out, root=data_root, draws=options["draws"], trust=options["trust"]
+            )
         )
         click.echo(f"{out / 'seeds.json'} and {out / 'report.html'}")
         return
@@ -565,7 +614,12 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
     help="Which units are kept, see fit --rule. [default: the run's]",
 )
 @click.option("--onnx", is_flag=True, help="Write model.onnx, too (extra: pyro-sparse[onnx]).")
-@click.option("--pt2", is_flag=True, help="Write model.pt2 (torch.export), too.")
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Write model.onnx and model-int8.onnx, quantised with ranges of training inputs.",
+)
+@click.option("--pt2", is_flag=True, hidden=True, help="Always written.")
 @click.option(
     "--draws",
     type=click.IntRange(1),
@@ -598,6 +652,11 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
     envvar="PYRO_SPARSE_DATA",
     help="As for fit; the run's data set tells the input's shape and scaling.",
 )
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="The run names a network or guide package.module:factory: import it and call it.",
+)
 def export(run: Path, out: Path, data_root: Path | None, measure: bool, **options: Any) -> None:
     """Prune the network of a run folder and write it as a plain torch network.
 
@@ -605,17 +664,18 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     The new folder needs neither Pyro nor this package:
         README.md          model card: scores, size, speed, how to load it
         config.json        architecture, kept units, preprocessing
-        model.safetensors  weights
-        load.py            a loader that needs torch and safetensors
-        model.onnx, .pt2   on request, checked against the torch network
+        model.pt2          for torch.export.load, checked against the network
+        model.safetensors  weights by the network's own names
+        model.onnx, model-int8.onnx   on request, likewise
 
     \b
     Example:
-        pyro-sparse export runs/mnist --out small --onnx --pt2
+        pyro-sparse export runs/mnist --out small --int8
     """
     from pyro_sparse.runs import deployment
 
     options["draws"] = options["draws"] or 0
+    del options["pt2"]
     done = deployment.write_export(run, out, root=data_root, **options)
     kept = ", ".join(f"{name} {count}" for name, count in done["kept"].items())
     click.echo(f"{done['model']}: kept {kept}")
@@ -625,7 +685,7 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     )
     if measure:
         deployment.bench(out, seconds=1.0)
-    click.echo(f"{out}: cd there and `from load import load; net = load('.')`; see README.md")
+    click.echo(f"{out}: torch.export.load('{out / 'model.pt2'}').module(); see README.md")
 
 
 def _numbers(value: str) -> tuple[int, ...]:
@@ -644,7 +704,11 @@ def _numbers(value: str) -> tuple[int, ...]:
     help="Batch sizes.",
 )
 @click.option(
-    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Of each runtime."
+    "--threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, os.cpu_count()),
+    help="Of each runtime; at most as many as there are cores.",
 )
 @click.option("--seconds", default=5.0, show_default=True, help="Time for each batch size.")
 @click.option(
@@ -652,6 +716,11 @@ def _numbers(value: str) -> tuple[int, ...]:
     type=click.Path(file_okay=False, path_type=Path),
     envvar="PYRO_SPARSE_DATA",
     help="As for fit; a run needs its data set, an exported folder does not.",
+)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="The run names a network or guide package.module:factory: import it and call it.",
 )
 def bench(folder: Path, data_root: Path | None, **options: Any) -> None:
     """Time the compact network beside the dense one, in torch and in ONNX Runtime.

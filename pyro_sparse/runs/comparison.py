@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_sparse import infer, nets
-from pyro_sparse.data import Dataset
+from pyro_sparse.data import Dataset, load
 from pyro_sparse.export import bench, compact
 from pyro_sparse.export.latency import ONNX, TORCH
-from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights, pareto_k
+from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights
 from pyro_sparse.runs import page, zoo
 from pyro_sparse.runs.experiment import (
     PruningError,
-    build,
     dense_network,
     load_data,
     posterior_of,
+    prepare,
     run,
     run_keep,
 )
 from pyro_sparse.runs.parallel import Failed, call_in_processes
-from pyro_sparse.runs.settings import Settings, parse_entry, settings_for
+from pyro_sparse.runs.settings import SIZES, Settings, parse_entry, settings_for
 from pyro_sparse.runs.table import Table, tabulate
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ __all__ = ["Comparison", "compare", "entry_settings", "latency", "measure", "run
 
 MOST_MACS = 2e11
 """Multiplications over all training examples above which a draw of the joint density is too dear to
-be repeated as often as bounds and k-hat need."""
+be repeated as often as bounds need."""
 DRAWS, LEAST_DRAWS = 100, 30
-"""Draws for bounds and k-hat, and how few they may be where each is dear."""
+"""Draws for bounds, and how few they may be where each is dear."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,23 +75,34 @@ class Comparison:
         return text.getvalue()
 
 
-def entry_settings(entry: str, data: str, **shared: Any) -> Settings:
+def entry_settings(
+    entry: str, data: str | Dataset, root: str | Path | None = None, **shared: Any
+) -> Settings:
     """Settings of an entry: its own ones, then the shared ones that its model takes, then defaults.
 
     Args:
         entry: see :func:`~pyro_sparse.runs.settings.parse_entry`.
-        data: name of the data set.
-        **shared: attributes of `Settings`; None counts as not given.
+        data: the data, or their name.
+        root: folder of the data's files.
+        **shared: settings and options; None counts as not given.
 
     Raises:
         ValueError: the model or a setting is not known, or the model does not take one of its own.
     """
     model, own = parse_entry(entry)
-    settings_for(model, data, strict=True, **own)
-    chosen = settings_for(model, data, **{**shared, **own})
+    settings_for(model, data, root=root, strict=True, **own)
+    chosen = settings_for(model, data, root=root, **{**shared, **own})
     # None is a value here: "rule=none" overrides a shared rule.
-    nothing: dict[str, Any] = {name: None for name, value in own.items() if value is None}
-    return dataclasses.replace(chosen, **nothing)
+    nothing = {name for name, value in own.items() if value is None}
+    without: dict[str, Any] = dict.fromkeys(
+        nothing - chosen.model_options.keys() - chosen.guide_options.keys()
+    )
+    return dataclasses.replace(
+        chosen,
+        model_options={k: None if k in nothing else v for k, v in chosen.model_options.items()},
+        guide_options={k: None if k in nothing else v for k, v in chosen.guide_options.items()},
+        **without,
+    )
 
 
 def compare(
@@ -137,7 +148,7 @@ def compare(
         resume: go on with a comparison that was stopped, or add entries or seeds to one; what is
             finished is read.
         progress: show progress.
-        **shared: attributes of `Settings` for all entries whose model takes them.
+        **shared: settings for all entries, and options for those whose model or guide takes them.
 
     Raises:
         ValueError: before any training, where ``out`` already holds runs or an entry is wrong.
@@ -149,13 +160,17 @@ def compare(
         raise ValueError(f"expected at least one seed, got {seeds}")
     if jobs < 1:
         raise ValueError(f"expected at least one job, got {jobs}")
-    name = data if isinstance(data, str) else data.name
+    source = (
+        data if not isinstance(data, str) or data in SIZES else load(data, root, download=download)
+    )
     chosen: dict[str, Settings] = {}
     for entry in entries:
         label = entry if isinstance(entry, str) else entry.model
         if label in chosen:
             raise ValueError(f"the entry {label!r} is there twice")
-        chosen[label] = entry_settings(entry, name, **shared) if isinstance(entry, str) else entry
+        chosen[label] = (
+            entry_settings(entry, source, root, **shared) if isinstance(entry, str) else entry
+        )
     if not chosen:
         raise ValueError("expected at least one entry to compare")
     if baseline is not None and baseline not in chosen:
@@ -189,8 +204,11 @@ def compare(
             known[key] = load_data(settings, root, download)
         return known[key]
 
-    for one in chosen.values():
-        build(one, loaded(one))
+    for label, one in chosen.items():
+        try:
+            prepare(one, loaded(one))
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
     # Reference pruners come last: their budget is what the others need.
     ordered = sorted(chosen, key=lambda label: _wants_budget(chosen[label]))
     plan = {}
@@ -211,8 +229,8 @@ def compare(
                 outcomes[place] = one.finish(loaded(one.settings), progress)
                 yield place
             return
-        source = root if isinstance(data, str) else pickle.dumps(data)
-        calls = [(one, source) for one in runs.values()]
+        sent = root if isinstance(data, str) else pickle.dumps(data)
+        calls = [(one, sent) for one in runs.values()]
         try:
             for index, outcome in call_in_processes(_finish_elsewhere, calls, jobs):
                 place = list(runs)[index]
@@ -397,9 +415,9 @@ def measure(
     """What `compare` adds to a run's summary, of the final guide.
 
     - ``elbo``, ``importance_weighted_elbo`` (10 draws a bound): nats per training example, at KL
-      weight 1, with the guide's exact discrete mass; ``khat`` of the joint law. Not for point
-      estimates of everything, nor above `MOST_MACS`; weights that are point estimates under a flat
-      prior, as those of SBP, are given: that bound is no rival of the others.
+      weight 1, with the guide's exact discrete mass, each with the standard error ``…_error`` of
+      the draws. Where weights or units were pruned, less what their choice costs. Only where there
+      is an evidence, see :func:`~pyro_sparse.infer.without_evidence`, and not above `MOST_MACS`.
     - ``gradient_variance`` and ``gradient_noise`` (the former over the squared norm of the mean):
       see :func:`~pyro_sparse.infer.gradient_variance`; on the first batch of the training data,
       with the run's estimator.
@@ -408,20 +426,20 @@ def measure(
         settings: of the run.
         posterior: of the run.
         dataset: its data.
-        draws: for bounds and k-hat; at most `DRAWS` when absent, fewer of large data.
+        draws: for bounds; at most `DRAWS` when absent, fewer of large data.
     """
     model, guide, train = posterior.model, posterior.guide, dataset.train
     found: dict[str, float] = {}
     macs = nets.count_macs(model.net, train.x[:1]) * len(train)
-    bound = zoo.find(settings.model).bayesian and settings.guide != "auto-delta"
-    if bound and macs <= MOST_MACS:
+    if macs <= MOST_MACS and infer.without_evidence(model, guide, train.x[:2]) is None:
         draws = draws or max(LEAST_DRAWS, min(DRAWS, int(5 * MOST_MACS / macs)))
         with torch.random.fork_rng([]):
             torch.manual_seed(settings.seed)
             ratios = log_weights(model, guide, train.x, train.y, num_samples=draws)
-        found["elbo"] = float(ratios.mean()) / len(train)
-        found["importance_weighted_elbo"] = importance_weighted_elbo(ratios, 10)[0] / len(train)
-        found["khat"] = pareto_k(ratios)
+        for key, k in (("elbo", 1), ("importance_weighted_elbo", 10)):
+            found[key], found[f"{key}_error"] = (
+                value / len(train) for value in importance_weighted_elbo(ratios, k)
+            )
     size = settings.batch_size
     noise = infer.gradient_variance(
         model,
@@ -432,7 +450,6 @@ def measure(
         seed=settings.seed,
     )
     found |= {"gradient_variance": noise.total, "gradient_noise": noise.relative}
-    # JSON has no infinities: a k-hat of −∞ is that of ratios without a tail.
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 

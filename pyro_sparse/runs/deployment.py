@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,16 @@ import torch
 
 from pyro_sparse import export, infer, nets
 from pyro_sparse.export import compact, plots
+from pyro_sparse.posterior.calibration import class_probabilities, fitted_temperature
 from pyro_sparse.runs import page
-from pyro_sparse.runs.experiment import Settings, dense_network, load, masked_difference, run_keep
+from pyro_sparse.runs.experiment import (
+    Settings,
+    dense_network,
+    ensemble_temperature,
+    load,
+    masked_difference,
+    run_keep,
+)
 from pyro_sparse.runs.table import SCORES
 
 if TYPE_CHECKING:
@@ -20,9 +29,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_sparse import data
+    from pyro_sparse.likelihoods import Likelihood
     from pyro_sparse.posterior import Posterior
 
 __all__ = ["bench", "write_export"]
+
+CALIBRATION = 512
+"""Training inputs from which int8 takes the ranges of activations."""
 
 
 def write_export(
@@ -32,10 +45,12 @@ def write_export(
     root: str | Path | None = None,
     rule: str | None = None,
     onnx: bool = False,
-    pt2: bool = False,
+    int8: bool = False,
+    pt2: bool = True,
     draws: int = 0,
     dense: str | Path | None = None,
     checkpoint: str = "last",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Prune the run in ``folder`` and save its compact network to ``out``; returns the summary.
 
@@ -45,11 +60,14 @@ def write_export(
         root: of the data.
         rule: a selection rule, see :func:`pyro_sparse.posterior.selection.parse`; that of the run
             when absent.
-        onnx, pt2: further formats.
+        onnx, int8: further formats, see :func:`pyro_sparse.export.save`; int8 takes the ranges of
+            activations from training inputs.
+        pt2: always written; taken for scripts of earlier versions.
         draws: compact networks drawn from the posterior, in place of the one at its means.
         dense: run folder of the dense baseline, for the model card; the folder ``dense`` beside the
             run when absent, as `compare` writes it, if it is of the same data and net.
         checkpoint: ``"last"`` or ``"best"``, see `load`.
+        trust: whether to call code that the folder names, see `load`.
 
     Raises:
         FileExistsError: ``out`` is not empty.
@@ -57,8 +75,8 @@ def write_export(
         ModuleNotFoundError: for ``onnx`` without its packages.
         ValueError: a layer would keep no unit; ``dense`` is no baseline of this run.
     """
-    export.check_target(out, onnx=onnx)
-    settings, dataset, posterior = load(folder, root, checkpoint)
+    export.check_target(out, onnx=onnx or int8)
+    settings, dataset, posterior = load(folder, root, checkpoint, trust=trust)
     baseline = _dense_scores(Path(folder), settings, dense)
     keep = run_keep(settings, posterior, dataset, rule)
     if rule is not None:
@@ -84,8 +102,11 @@ def write_export(
     if draws:
         small = export.compact_draws(posterior, keep, draws=draws, seed=settings.seed)
         latents = small.latents
+        temperature = _exported_temperature(settings, small, likelihood, dataset)
+        if dataset.classes:
+            done["temperature"] = temperature
         done["scores"]["exported"] = export.ensemble_scores(
-            small, likelihood, test.x, test.y, scale
+            small, likelihood, test.x, test.y, scale, temperature=temperature
         )
     if latents:
         done["noise_scale"] = (scale * latents["noise_precision"].rsqrt()).tolist()
@@ -93,8 +114,10 @@ def write_export(
         small,
         out,
         onnx=onnx,
-        pt2=pt2,
+        int8=int8,
         example=test.x[:64],
+        calibration=dataset.train.x[:CALIBRATION],
+        test=(test.x, test.y),
         dense=dense_network(posterior),
         preprocessing=dataset.preprocessing,
         metadata={
@@ -112,6 +135,20 @@ def write_export(
         "macs": nets.count_macs(small, dataset.test.x[:1]),
         **done,
     }
+
+
+@torch.no_grad()
+def _exported_temperature(
+    settings: Settings, ensemble: export.Ensemble, likelihood: Likelihood, dataset: data.Dataset
+) -> float:
+    """That of the draws that are shipped: their units are those of one mask, so it is their own."""
+    rows = dataset.validation
+    if settings.ensemble_temperature != "validation" or not dataset.classes or not len(rows):
+        given = settings.ensemble_temperature
+        return 1.0 if isinstance(given, str) or not dataset.classes else given
+    natural = likelihood.natural(ensemble(rows.x).flatten(0, 1))
+    probabilities = class_probabilities(likelihood, natural).unflatten(0, (ensemble.draws, -1))
+    return fitted_temperature(probabilities, rows.y)
 
 
 def _scores_of(summary: Mapping[str, Any], network: str) -> dict[str, float]:
@@ -133,7 +170,12 @@ def _ensemble_scores(
     scale = dataset.target_scale
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        scores = posterior.evaluate(dataset.test.x, dataset.test.y, keep=keep, target_scale=scale)
+        scores = posterior.evaluate(
+            *(dataset.test.x, dataset.test.y),
+            keep=keep,
+            target_scale=scale,
+            temperature=ensemble_temperature(settings, posterior, dataset),
+        )
     return _scores_of(scores, "ensemble")
 
 
@@ -175,6 +217,7 @@ def bench(
     batches: Sequence[int] = (1, 16, 256),
     threads: int = 1,
     seconds: float = 5.0,
+    trust: bool = False,
 ) -> export.Benchmark:
     """Time the compact network of a run or an exported folder beside the dense one.
 
@@ -185,28 +228,41 @@ def bench(
         folder: a run, or what `write_export` made of one.
         root: of a run's data.
         batches, threads, seconds: see :func:`pyro_sparse.export.bench`.
+        trust: whether to call code that a run names, see `load`.
 
     Raises:
         FileNotFoundError: the folder is neither.
-        ValueError: it does not say what the dense network was.
+        ValueError: it does not say what the dense network was; more threads than the machine has
+            cores for.
     """
     folder = Path(folder)
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise ValueError(
+            f"expected 1 to {cores} threads, as many as there are cores, got {threads}"
+        )
     exported = _is_exported(folder)
     if exported:
-        given = export.read_config(folder)["input"]
-        if given is None:
-            raise ValueError(f"{folder} does not say what its network takes: save it with example=")
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             dense = export.reference(folder)
         small = export.load(folder)
-        example = torch.zeros(1, *given["shape"], dtype=getattr(torch, given["dtype"]))
+        example = export.example_of(folder)
+        int8 = folder / "model-int8.onnx"
     else:
-        settings, dataset, posterior = load(folder, root)
+        settings, dataset, posterior = load(folder, root, trust=trust)
         small = compact(posterior, run_keep(settings, posterior, dataset))
         dense = dense_network(posterior)
-        example = dataset.test.x[:1]
-    result = export.bench(dense, small, example, batches=batches, threads=threads, seconds=seconds)
+        example, int8 = dataset.test.x[:64], folder / "none"
+    result = export.bench(
+        dense,
+        small,
+        example,
+        int8=int8 if int8.is_file() else None,
+        batches=batches,
+        threads=threads,
+        seconds=seconds,
+    )
     infer.write_json(folder / "bench.json", result.to_dict())
     page.write_figure(
         folder / "bench.png",

@@ -1,14 +1,15 @@
 """One run from a data set's name to a run folder: what the command line does.
 
-A run folder has config.json (the settings), metrics.jsonl (a line an epoch), checkpoint/,
-summary.json, figures/ and report.html, which is written last; pretrain/ and pass-1/, pass-2/, ...
-are run folders of training before and after. `load` gives the fitted posterior back.
+A run folder has config.json (the settings), data.json (what the data were), metrics.jsonl (a line
+an epoch), checkpoint/, summary.json, figures/ and report.html, which is written last; pretrain/ and
+pass-1/, pass-2/, ... are run folders of training before and after. `load` gives the fitted
+posterior back.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import json
 import math
 from functools import partial
 from itertools import pairwise
@@ -19,8 +20,9 @@ import torch
 
 from pyro_sparse import data, guides, infer, likelihoods, models, nets
 from pyro_sparse.export import compact
+from pyro_sparse.infer.identity import digest
 from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
-from pyro_sparse.runs import page, zoo
+from pyro_sparse.runs import options, page, zoo
 from pyro_sparse.runs.settings import Settings, settings_for
 
 if TYPE_CHECKING:
@@ -33,10 +35,14 @@ __all__ = [
     "PruningError",
     "Settings",
     "build",
+    "check_same_data",
+    "describe",
+    "ensemble_temperature",
     "load",
     "load_data",
     "masked_difference",
     "posterior_of",
+    "prepare",
     "read_settings",
     "run",
     "run_keep",
@@ -60,40 +66,34 @@ def build(
         settings: of the run.
         dataset: its data.
         net: the network to start from; a new one when absent.
+
+    Raises:
+        ValueError: the network does not fit the data, or an option its model or guide.
     """
     entry = zoo.find(settings.model)
     if net is None:
         with torch.random.fork_rng([]):
             torch.manual_seed(settings.seed)
             net = nets.build(settings.net, dataset.input_shape, dataset.outputs)
-
-    def options(names: Sequence[str]) -> dict[str, Any]:
-        chosen = {name: getattr(settings, name) for name in names}
-        return {name: value for name, value in chosen.items() if value is not None}
-
-    model = _class_of(entry)(
-        net,
-        dataset.train.x[:2],
-        likelihood=likelihoods.Categorical()
-        if dataset.classes
-        else likelihoods.Normal(rate=settings.noise_rate),
-        num_data=len(dataset.train),
-        **options(entry.model_options),
-    )
-    if settings.guide == "matched":
-        return model, guides.for_model(model, **options(entry.guide_options))
-    scale = settings.initial_scale
-    if isinstance(scale, str):
-        raise ValueError(f"{settings.guide} needs a number as initial_scale, got {scale!r}")
-    return model, guides.Automatic(model, settings.guide, guides.for_model(model), scale)
-
-
-def _class_of(entry: zoo.Entry) -> type[models.SparseModel]:
-    package, colon, name = entry.model.rpartition(":")
-    found: type[models.SparseModel] = getattr(
-        importlib.import_module(package) if colon else models, name
-    )
-    return found
+    make_model = options.model_class(entry)
+    make_guide = options.guide_maker(settings.guide, make_model)
+    try:
+        model = make_model(
+            net,
+            dataset.train.x[:2],
+            likelihood=likelihoods.Categorical()
+            if dataset.classes
+            else likelihoods.Normal(rate=settings.noise_rate),
+            num_data=len(dataset.train),
+            **settings.model_options,
+        )
+        if make_guide is guides.Automatic:
+            own = guides.for_model(model)
+            return model, make_guide(model, settings.guide, own, **settings.guide_options)
+        return model, make_guide(model, **settings.guide_options)
+    except TypeError as error:
+        given = {**settings.model_options, **settings.guide_options}
+        raise ValueError(f"{settings.model} cannot be made with {given}: {error}") from error
 
 
 def selection_rule(
@@ -164,12 +164,14 @@ def run(
         raise ValueError(
             f"{out} already holds a run; choose another folder with --out, or go on with --resume"
         )
+    about = describe(dataset)
     if begun:
         _check_settings(settings, out)
+        check_same_data(about, out)
         if (out / "report.html").is_file():
             return infer.read_json(out / "summary.json")
     fabric = fabric or infer.make_fabric(precision=settings.precision)
-    model, guide = build(settings, dataset)
+    model, guide, rule = prepare(settings, dataset)
     # Where they are used: a step then waits for no copy.
     split, held_out = (part.to(fabric.device) for part in (dataset.train, dataset.validation))
     loader = data.Batches(
@@ -179,13 +181,8 @@ def run(
         seed=settings.seed,
         augment=data.crop_and_flip() if settings.augment else None,
     )
-    for name in ("validation", "test"):
-        part = getattr(dataset, name)
-        if len(part):
-            infer.check_data(model, part.x, part.y, f"{name} data")
-    rule = selection_rule(settings, Posterior(model, guide), split)
     infer.launch(fabric)
-    infer.on_first(fabric, partial(_begin, settings, out))
+    infer.on_first(fabric, partial(_begin, settings, about, out))
     try:
         seconds = 0.0
         if settings.pretrain:
@@ -209,6 +206,7 @@ def run(
         if not begun and not any(infer.RunFolder(one).started for one in folders):
             # Refused before it began: the folder holds no run, and may be used again.
             (out / "config.json").unlink(missing_ok=True)
+            (out / "data.json").unlink(missing_ok=True)
         raise
     seconds += fitted.seconds
     path: list[pruning.Pass] = []
@@ -258,18 +256,93 @@ def run(
     return infer.on_first(fabric, finish)
 
 
-def _begin(settings: Settings, out: Path) -> None:
+def prepare(
+    settings: Settings, dataset: data.Dataset
+) -> tuple[models.SparseModel, Any, selection.SelectionRule]:
+    """Model, guide and rule of a run, after everything was checked that training does not change.
+
+    Raises:
+        ValueError: an option, the rule, the network or the data are wrong.
+    """
+    model, guide = build(settings, dataset)
+    fit_options(settings, settings.epochs, len(dataset.train), progress=False)
+    for name in ("validation", "test"):
+        part = getattr(dataset, name)
+        if len(part):
+            infer.check_data(model, part.x, part.y, f"{name} data")
+    posterior = Posterior(model, guide)
+    rule = selection_rule(settings, posterior, dataset.train)
+    if not settings.passes:
+        # Whether the guide says what the rule reads; two examples are enough for that.
+        two = data.Split(dataset.train.x[:2], dataset.train.y[:2])
+        posterior.keep(selection_rule(settings, posterior, two))
+    return model, guide, rule
+
+
+def _begin(settings: Settings, about: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     infer.write_json(out / "config.json", dataclasses.asdict(settings))
+    infer.write_json(out / "data.json", about)
+
+
+def describe(dataset: data.Dataset) -> dict[str, Any]:
+    """What data.json holds: what the data of a run are, and digests of all rows in their order."""
+    splits = {
+        name: {"rows": len(part), "digest": digest(part.x, part.y)}
+        for name in ("train", "validation", "test")
+        for part in [getattr(dataset, name)]
+    }
+    about = {
+        "name": dataset.name,
+        "task": dataset.task,
+        "classes": dataset.classes,
+        "features": dataset.feature_names,
+        "input_shape": dataset.input_shape,
+        "preprocessing": dataset.preprocessing,
+        **splits,
+    }
+    return json.loads(json.dumps(about))
+
+
+def check_same_data(about: dict[str, Any], folder: Path) -> None:
+    """Raise ``ValueError`` unless the run in ``folder`` was trained on these data.
+
+    Args:
+        about: by `describe`.
+        folder: of the run; one without data.json, which older versions wrote, is refused.
+    """
+    if not (folder / "data.json").is_file():
+        raise ValueError(
+            f"{folder} has no data.json, which says what data the run was trained on; train it anew"
+        )
+    there = infer.read_json(folder / "data.json")
+    differ = [name for name, value in about.items() if there.get(name) != value]
+    if differ:
+        raise ValueError(
+            f"the data of {folder} are not those that it was trained on; they differ in "
+            f"{'; '.join(_difference(name, there.get(name), about[name]) for name in differ)}. "
+            "Give it the data as they were, or train anew"
+        )
+
+
+def _difference(name: str, was: Any, value: Any) -> str:
+    if isinstance(was, dict) and isinstance(value, dict):
+        inner = [key for key in value if was.get(key) != value[key]]
+        return f"{name}: {', '.join(inner)}"
+    if isinstance(was, list) and isinstance(value, list) and len(was) == len(value):
+        first = next(i for i, (a, b) in enumerate(zip(was, value, strict=True)) if a != b)
+        return f"{name}: {was[first]!r} is {value[first]!r}"
+    return f"{name}: {was!r} is {value!r}"
 
 
 def _check_settings(settings: Settings, out: Path) -> None:
     """Raise ``ValueError`` unless the run in ``out`` was begun with these settings."""
-    there = dataclasses.asdict(read_settings(out))
+    # Nothing is made of what stands there, so that it may name anything.
+    there, here = _flat(read_settings(out, trust=True)), _flat(settings)
     differ = [
-        f"--{name.replace('_', '-')} was {there[name]!r}, is {value!r}"
-        for name, value in dataclasses.asdict(settings).items()
-        if there[name] != value
+        f"--{name.replace('_', '-')} was {there.get(name)!r}, is {here.get(name)!r}"
+        for name in dict.fromkeys([*here, *there])
+        if there.get(name) != here.get(name)
     ]
     if differ:
         raise ValueError(
@@ -279,12 +352,23 @@ def _check_settings(settings: Settings, out: Path) -> None:
         )
 
 
-def read_settings(folder: Path) -> Settings:
+def _flat(settings: Settings) -> dict[str, Any]:
+    """All names with their values, as the command line has them."""
+    values = dataclasses.asdict(settings)
+    return {**values.pop("model_options"), **values.pop("guide_options"), **values}
+
+
+def read_settings(folder: Path, trust: bool = False) -> Settings:
     """The settings of a run folder.
+
+    Args:
+        folder: the run.
+        trust: whether its network and guide may be code of one's own, ``package.module:factory``,
+            that is imported and called.
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: config.json does not hold settings.
+        ValueError: config.json does not hold settings, or names code without ``trust``.
     """
     config = folder / "config.json"
     if not config.is_file():
@@ -292,9 +376,24 @@ def read_settings(folder: Path) -> Settings:
             f"{folder} holds no run (no config.json); make one with pyro-sparse fit --out {folder}"
         )
     try:
-        return Settings(**infer.read_json(config))
+        values = infer.read_json(config)
+        if isinstance(values, dict) and "epochs" in values and "model_options" not in values:
+            raise ValueError(
+                "it is of an older version, in which options of models and guides stood among the "
+                "others; train the run anew"
+            )
+        settings = Settings(**values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
+    # Networks that are built in have numbers behind the colon.
+    net = settings.net if not settings.net.startswith("mlp:") else ""
+    for name, value in (("net", net), ("guide", settings.guide)):
+        if ":" in value and not trust:
+            raise ValueError(
+                f"{config} names code to import and call, {name} {value!r}; say that you trust it "
+                "with trust=True, on the command line with --trust"
+            )
+    return settings
 
 
 def fit_options(
@@ -311,8 +410,10 @@ def fit_options(
         "inclusion_lr": settings.inclusion_lr,
         "scale_lr": settings.scale_lr,
         "schedule": infer.schedules.LEARNING_RATES[settings.schedule](settings.lr_hold),
-        "inclusion_schedule": infer.schedules.cosine(
-            settings.inclusion_hold, settings.inclusion_stop
+        "inclusion_schedule": infer.schedules.delayed(
+            infer.schedules.cosine(settings.inclusion_hold, settings.inclusion_stop),
+            settings.inclusion_start,
+            settings.inclusion_rise,
         ),
         "kl_weight": infer.schedules.constant() if retrain else ramp,
         "clip_norm": settings.clip_norm,
@@ -333,7 +434,9 @@ def _pretrained(
     fabric: Fabric,
 ) -> tuple[nn.Module, float]:
     """The dense network after ``pretrain`` epochs, and the seconds that took."""
-    dense = dataclasses.replace(settings, model="dense", prior_scale=None)
+    dense = dataclasses.replace(
+        settings, model="dense", model_options={}, guide="matched", guide_options={}
+    )
     model, guide = build(dense, dataset)
     options = fit_options(settings, settings.pretrain, len(dataset.train), progress)
     folder = out / "pretrain"
@@ -390,10 +493,14 @@ def summarise(
     groups = posterior.summary(rule).groups
     small = compact(posterior, keep)
     example = dataset.test.x[:1]
+    temperature = ensemble_temperature(settings, posterior, dataset)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
         scores = posterior.evaluate(
-            dataset.test.x, dataset.test.y, keep=keep, target_scale=dataset.target_scale
+            *(dataset.test.x, dataset.test.y),
+            keep=keep,
+            target_scale=dataset.target_scale,
+            temperature=temperature,
         )
     dense = dense_network(posterior)
     # Inputs that nothing reads are gone, too, wherever a rule finds them.
@@ -418,8 +525,28 @@ def summarise(
         "undecided": {name: undecided.get(name, 0) for name in names},
         **({"weights_left": weights} if weights else {}),
         "max_abs_diff_masked_compact": masked_difference(posterior, keep, small, dataset),
+        **({"temperature": temperature} if dataset.classes else {}),
         **scores,
     }
+
+
+def ensemble_temperature(settings: Settings, posterior: Posterior, dataset: data.Dataset) -> float:
+    """The temperature of a run's ensemble, see `Settings`; 1 of numbers and of point estimates."""
+    rows = dataset.validation
+    if not dataset.classes or not zoo.find(settings.model).bayesian:
+        return 1.0
+    if isinstance(settings.ensemble_temperature, str):
+        if settings.ensemble_temperature != "validation":
+            raise ValueError(
+                "expected ensemble_temperature to be a number or 'validation', got "
+                f"{settings.ensemble_temperature!r}"
+            )
+        if not len(rows):
+            return 1.0
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.seed)
+            return posterior.temperature(rows.x, rows.y)
+    return settings.ensemble_temperature
 
 
 @torch.no_grad()
@@ -508,7 +635,11 @@ def _network_figures(
 
 
 def load(
-    folder: str | Path, root: str | Path | None = None, checkpoint: str = "last"
+    folder: str | Path,
+    root: str | Path | None = None,
+    checkpoint: str = "last",
+    *,
+    trust: bool = False,
 ) -> tuple[Settings, data.Dataset, Posterior]:
     """Settings, data and fitted posterior of a run folder.
 
@@ -517,15 +648,17 @@ def load(
         root: of its data.
         checkpoint: ``"last"``, as training and pruning passes ended, or ``"best"``, of the epoch
             with the largest evidence lower bound on the validation data.
+        trust: see `read_settings`.
 
     Raises:
         FileNotFoundError: the folder holds no run, or its data are not found.
-        ValueError: the checkpoint does not fit; ``"best"`` of a run with pruning passes, which come
-            after it.
+        ValueError: the data are not those of training; the checkpoint does not fit; ``"best"`` of a
+            run with pruning passes, which come after it.
     """
     folder = Path(folder)
-    settings = read_settings(folder)
+    settings = read_settings(folder, trust)
     dataset = load_data(settings, root)
+    check_same_data(describe(dataset), folder)
     return settings, dataset, posterior_of(folder, settings, dataset, checkpoint)
 
 

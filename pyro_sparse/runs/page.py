@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -29,59 +28,12 @@ from pyro_sparse.runs.table import (
     merged_units,
     tabulate,
 )
+from pyro_sparse.templating import render
 
 __all__ = ["write_comparison", "write_figure", "write_run", "write_seeds"]
 
-STYLE = """
-:root { color-scheme: light; --ink: #1b1f24; --soft: #5b6470; --line: #d9dee4; --wash: #f5f7f9;
-  --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 3rem; background: #fff;
-  color: var(--ink); font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
-  overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-bottom: .25rem;
-  border-bottom: 1px solid var(--line); }
-p { margin: .5rem 0; max-width: 44rem; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-.facts { display: grid; gap: .7rem; margin: 1.2rem 0; padding: 0; list-style: none;
-  grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
-.facts li { background: var(--wash); border-left: 3px solid var(--accent); padding: .5rem .8rem; }
-.facts b { display: block; font-size: 1.25rem; line-height: 1.3; }
-.facts span { color: var(--soft); font-size: .85rem; }
-/* A shadow at the edge of a box says that there is more to scroll to. */
-.scroll { overflow-x: auto; margin: .6rem 0; background:
-  linear-gradient(to left, #fff 40%, transparent) right / 2.5rem 100% no-repeat local,
-  linear-gradient(to left, #b9c1ca, transparent) right / .8rem 100% no-repeat scroll; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; overflow-wrap: normal; }
-th { font-weight: 600; vertical-align: bottom; white-space: normal; }
-th:first-child, td:first-child { text-align: left; padding-left: .2rem; position: sticky; left: 0;
-  background: #fff; }
-.figures { display: grid; gap: 1.2rem; margin: .8rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
-figure { margin: 0; }
-img { display: block; width: 100%; max-width: 44rem; height: auto; }
-@media (max-width: 32rem) {
-  th, td { padding: .3rem .45rem; }
-  table { font-size: .86rem; }
-  td:first-child { white-space: normal; min-width: 6rem; }
-}
-@media print {
-  @page { margin: 14mm; }
-  html { font-size: 9.5pt; }
-  body { max-width: none; padding: 0; }
-  .scroll { overflow: visible; background: none; }
-  table { font-size: 7pt; }
-  th, td { padding: .15rem .28rem; }
-  td { white-space: nowrap; }
-  td:last-child { white-space: normal; }
-  .figures { grid-template-columns: 1fr 1fr; }
-  figure, tr, .facts li { break-inside: avoid; }
-  h2 { break-after: avoid; }
-}
-"""
+Part = Mapping[str, Any]
+"""One of heading, text, facts, table or figures, as templates/report.html has them."""
 
 CAPTIONS = {
     "pareto": "Score against cost: filled, the compact network that is shipped; hollow, the "
@@ -125,23 +77,26 @@ def write_run(folder: Path) -> Path:
     summary, settings = _json(folder / "summary.json"), _json(folder / "config.json")
     analysis = _json(folder / "analysis.json") if (folder / "analysis.json").is_file() else None
     title = f"{summary['model']} on {summary['data']}"
-    body = [
-        _header(
-            title,
-            f"{summary['net']}, {summary['epochs']} epochs, seed {summary['seed']}, "
-            f"{summary['train_seconds']:.0f} seconds of training",
-        ),
+    below = (
+        f"{summary['net']}, {summary['epochs']} epochs, seed {summary['seed']}, "
+        f"{summary['train_seconds']:.0f} seconds of training"
+    )
+    options = settings.pop("model_options", {}) | settings.pop("guide_options", {})
+    parts = [
         _facts(summary),
         *_run_sections(summary, analysis),
-        "<h2>Figures</h2>",
+        _heading("Figures"),
         _figures(folder / "figures"),
-        "<h2>Settings</h2>",
-        _table(["setting", "value"], [[key, _plain(value)] for key, value in settings.items()]),
+        _heading("Settings"),
+        _table(
+            ["setting", "value"],
+            [[key, _plain(value)] for key, value in {**settings, **options}.items()],
+        ),
     ]
-    return _write(folder / "report.html", title, body)
+    return _write(folder / "report.html", title, below, parts)
 
 
-def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> list[str]:
+def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> list[Part]:
     columns = _scores_in(summary, "compact")
     rows = [
         [NETWORKS[which], *(column.text(summary, which) for column in columns)]
@@ -159,18 +114,21 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
     difference = summary["max_abs_diff_masked_compact"]
     low, high = UNDECIDED
     parts = [
-        "<h2>How good</h2>",
+        _heading("How good"),
         _table(["", *(column.title for column in columns)], rows, _on_the_test_set(columns)),
-        "<h2>How small</h2>",
+        _heading("How small"),
         _table(["", "dense", "compact", "ratio"], size),
         _units(summary, f"Undecided: inclusion probability between {low} and {high}."),
-        f"<p class=soft>The full-size network with the other units switched off computes the same: "
-        f"largest difference {difference:.1e}.</p>",
+        _text(
+            "The full-size network with the other units switched off computes the same: "
+            f"largest difference {difference:.1e}.",
+            soft=True,
+        ),
     ]
     return parts if analysis is None else parts + _analysis_sections(analysis)
 
 
-def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
+def _analysis_sections(analysis: Mapping[str, Any]) -> list[Part]:
     calibration = analysis["calibration"]
     columns = [one for one in CALIBRATION if any(one.key in row for row in calibration.values())]
     rows = [
@@ -206,17 +164,19 @@ def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
         for point in curve
     ]
     titles = [column.title for column in columns]
-    parts = ["<h2>How far to believe it</h2>", _table(["", *titles], rows)]
+    parts = [_heading("How far to believe it"), _table(["", *titles], rows)]
     if analysis.get("outside"):
         outside = analysis["outside"]
         parts.append(
-            f"<p>Inputs of {escape(outside['data'])} are told from the test set by entropy with an "
-            f"AUROC of {outside['auroc_entropy']:.3f}, by mutual information with "
-            f"{outside['auroc_mutual_information']:.3f} (½ is chance).</p>"
+            _text(
+                f"Inputs of {outside['data']} are told from the test set by entropy with an "
+                f"AUROC of {outside['auroc_entropy']:.3f}, by mutual information with "
+                f"{outside['auroc_mutual_information']:.3f} (½ is chance)."
+            )
         )
     if expected:
         parts += [
-            "<h2>How sure about the units</h2>",
+            _heading("How sure about the units"),
             _table(
                 ["layer", "units", "kept", "expected (95 %)", "undecided", "entropy (nats)"],
                 expected,
@@ -225,7 +185,7 @@ def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
         ]
     return [
         *parts,
-        "<h2>Other sizes</h2>",
+        _heading("Other sizes"),
         _table(
             ["units", "by layer", "parameters", "MACs", score.title, "NLL"],
             points,
@@ -234,7 +194,7 @@ def _analysis_sections(analysis: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _facts(summary: Mapping[str, Any]) -> str:
+def _facts(summary: Mapping[str, Any]) -> Part:
     kept, units = sum(summary["kept"].values()), sum(summary["units"].values())
     score = _scores_in(summary, "compact")[0]
     facts = [
@@ -243,7 +203,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         (f"{kept} of {units}", "units kept"),
         (_ratio(summary["macs_dense"], summary["macs_compact"]), "fewer MACs than dense"),
     ]
-    return _list_of(facts)
+    return {"facts": facts}
 
 
 # -- several seeds ---------------------------------------------------------------------------------
@@ -273,10 +233,9 @@ def write_seeds(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> Path:
     ]
     heads = [f"{score.title} {of}" for score in scores for of in ("compact", "ensemble")]
     parts = [
-        _header(title, table.subtitle),
         *([] if merged is None else _merged_sections(merged)),
         *_comparison_sections(table),
-        "<h2>Run by run</h2>",
+        _heading("Run by run"),
         _table(
             ["run", *heads, "kept", "undecided", "MACs", "seconds"],
             rows,
@@ -284,11 +243,11 @@ def write_seeds(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> Path:
         ),
     ]
     if merged is not None and merged["groups"]:
-        parts += ["<h2>Figures</h2>", _figures(folder / "figures")]
-    return _write(folder / "report.html", title, parts)
+        parts += [_heading("Figures"), _figures(folder / "figures")]
+    return _write(folder / "report.html", title, table.subtitle, parts)
 
 
-def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
+def _merged_sections(merged: Mapping[str, Any]) -> list[Part]:
     """What seeds.json says: scores of all draws together, and what the seeds agree on."""
     scores = [score for score in SCORES if score.key in merged["mixture"]]
     one = merged["scores"]
@@ -300,7 +259,7 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
         ["draws of all runs", *(score.text(merged["mixture"]) for score in scores)],
     ]
     parts = [
-        "<h2>Draws of all runs together</h2>",
+        _heading("Draws of all runs together"),
         _table(
             ["ensemble of", *(score.title for score in scores)],
             rows,
@@ -310,7 +269,7 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
     titles, units = merged_units(merged["groups"])
     if units:
         parts += [
-            "<h2>What the seeds agree on</h2>",
+            _heading("What the seeds agree on"),
             _table(
                 titles,
                 units,
@@ -320,16 +279,8 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[str]:
             ),
         ]
     if merged["inputs"] is not None:
-        chosen = merged["inputs"]
-        parts.append(
-            f"<p>Inputs within a false-discovery rate of 5 %: {_joined(chosen['selected'])}; "
-            f"expected missed: {chosen['missed']:.2f}.</p>"
-        )
+        parts.append(_text(merged["inputs"]["said"]))
     return parts
-
-
-def _joined(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) or "none"
 
 
 # -- a comparison ----------------------------------------------------------------------------------
@@ -351,27 +302,23 @@ def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]], table
     write_figure(figures / "pareto.png", lambda ax: plots.accuracy_against_cost(entries, ax))
     title = f"{len(entries)} model{'s' if len(entries) > 1 else ''} on {first['data']}"
     parts = [
-        _header(title, table.subtitle),
         *_comparison_sections(table),
-        "<h2>Accuracy against cost</h2>"
-        if "accuracy_compact" in first
-        else "<h2>Error and cost</h2>",
-        f"<div class=figures>{_figure(figures / 'pareto.png')}</div>",
+        _heading("Accuracy against cost" if "accuracy_compact" in first else "Error and cost"),
+        {"figures": [_figure(figures / "pareto.png")]},
     ]
     for entry, runs in entries.items():
         own = folder / runs[0].get("run", entry)
-        shown = f"<p class=soft>Seed {runs[0]['seed']}:</p>" if len(runs) > 1 else ""
         parts += [
-            f"<h2>{escape(entry)}</h2>",
-            shown,
+            _heading(entry),
+            *([_text(f"Seed {runs[0]['seed']}:", soft=True)] if len(runs) > 1 else []),
             _facts(runs[0]),
             _units(runs[0]),
             _figures(own / "figures"),
         ]
-    return _write(folder / "report.html", title, parts)
+    return _write(folder / "report.html", title, table.subtitle, parts)
 
 
-def _comparison_sections(table: Table) -> list[str]:
+def _comparison_sections(table: Table) -> list[Part]:
     """A table a section, one row an entry."""
     parts = []
     for section in SECTIONS:
@@ -379,7 +326,7 @@ def _comparison_sections(table: Table) -> list[str]:
         if titles:
             rows = [[entry, *cells] for entry, cells in lines.items()]
             parts += [
-                f"<h2>{section.title}</h2>",
+                _heading(section.title),
                 _table(["model", *titles], rows, f"{section.note} {table.footnote}"),
             ]
     return parts
@@ -465,17 +412,12 @@ def _on_the_test_set(columns: Sequence[Column]) -> str:
     return note + ("; ECE: expected calibration error, 15 bins." if ece else ".")
 
 
-def _units(summary: Mapping[str, Any], note: str = "") -> str:
+def _units(summary: Mapping[str, Any], note: str = "") -> Part:
     rows = [
         [name, str(size), str(summary["kept"][name]), str(summary["undecided"][name])]
         for name, size in summary["units"].items()
     ]
     return _table(["layer", "units", "kept", "undecided"], rows, note)
-
-
-def _list_of(facts: Iterable[tuple[str, str]]) -> str:
-    items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in facts)
-    return f"<ul class=facts>{items}</ul>"
 
 
 def _ratio(dense: float, compact: float) -> str:
@@ -486,38 +428,29 @@ def _plain(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _header(title: str, below: str) -> str:
-    return f"<h1>{escape(title)}</h1><p class=soft>{escape(below)}</p>"
+def _heading(text: str) -> Part:
+    return {"heading": text}
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
-    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    below = f"<p class=soft>{escape(note)}</p>" if note else ""
-    return (
-        f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>{below}"
-    )
+def _text(text: str, soft: bool = False) -> Part:
+    return {"text": text, "soft": soft}
 
 
-def _figures(folder: Path) -> str:
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> Part:
+    return {"titles": titles, "rows": rows, "note": note}
+
+
+def _figures(folder: Path) -> Part:
     """All pictures of a folder, those that have a caption first and in its order."""
     found = {path.stem: path for path in sorted(folder.glob("*.png"))}
     ordered = [*(name for name in CAPTIONS if name in found), *(set(found) - set(CAPTIONS))]
-    if not ordered:
-        return "<p class=soft>No figures were written.</p>"
-    return f"<div class=figures>{''.join(_figure(found[name]) for name in ordered)}</div>"
+    return {"figures": [_figure(found[name]) for name in ordered]}
 
 
-def _figure(path: Path) -> str:
+def _figure(path: Path) -> tuple[str, str]:
+    """A picture as text, and what is to be seen."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    return data, CAPTIONS.get(path.stem, path.stem.replace("_", " "))
 
 
 def _json(path: Path) -> Any:
@@ -526,16 +459,6 @@ def _json(path: Path) -> Any:
     return read_json(path)
 
 
-def _write(path: Path, title: str, parts: Iterable[str]) -> Path:
-    # The policy keeps the promise: pictures from inside the file, and nothing else from anywhere.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    body = "\n".join(parts)
-    text = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
-        "<p class=soft>Written by pyro-sparse.</p>\n</body>\n</html>\n"
-    )
-    write_text(path, text)
+def _write(path: Path, title: str, below: str, parts: Sequence[Part]) -> Path:
+    write_text(path, render("report.html", title=title, below=below, parts=parts))
     return path

@@ -45,9 +45,9 @@ class Column:
     form: str
     better: int = 0
 
-    def value(self, summary: Mapping[str, Any]) -> float | None:
-        """The number of one run, or None."""
-        value = summary.get(self.key)
+    def value(self, summary: Mapping[str, Any], of: str = "") -> float | None:
+        """The number of one run, or None; with ``of="_error"`` its standard error."""
+        value = summary.get(self.key + of)
         return None if value is None else float(value)
 
     def text(self, values: Mapping[str, Any], of: str = "") -> str:
@@ -87,7 +87,6 @@ COLUMNS = (
     ),
     Column("elbo", "ELBO", "{:.3f}", 1),
     Column("importance_weighted_elbo", "IW-ELBO", "{:.3f}", 1),
-    Column("khat", "k-hat", "{:.2f}"),
     Column("gradient_variance", "gradient variance", "{:.2g}", -1),
     Column("gradient_noise", "gradient noise", "{:.2g}", -1),
     Column("params_compact", "parameters", "{:,.0f}", -1),
@@ -119,7 +118,8 @@ SECTIONS = (
     Section(
         "How good",
         tuple(f"{score.key}_{of}" for score in SCORES for of in _OF),
-        "Test set; ens.: mean of posterior draws, comp.: the one pruned network that is shipped. "
+        "Test set; ens.: mean of posterior draws, of classes at a temperature that was fitted on "
+        "validation rows; comp.: the one pruned network that is shipped. "
         "NLL: negative log-likelihood, nats per example; ECE: expected calibration error.",
     ),
     Section(
@@ -134,11 +134,13 @@ SECTIONS = (
     ),
     Section(
         "How well the guide fits",
-        ("elbo", "importance_weighted_elbo", "khat", "gradient_variance", "gradient_noise"),
+        ("elbo", "importance_weighted_elbo", "gradient_variance", "gradient_noise"),
         "Bounds on the log evidence: nats per training example, KL weight 1, exact discrete mass; "
-        "IW: 10 draws a bound; SBP and BMRS: given their point estimates. k-hat: of the joint law, "
-        "reliable below 0.7. Gradient: trace of its covariance over draws on one batch, and that "
-        "over the squared norm of its mean.",
+        "IW: 10 draws a bound. They compare models of the same data and likelihood. None where "
+        "there is no evidence: priors that are improper, weights that are point estimates. After "
+        "pruning they pay for the choice of what is left (every size of a support is as probable "
+        "as any other, and every support of a size). Gradient: trace of its covariance over draws "
+        "on one batch, and that over the squared norm of its mean.",
     ),
 )
 
@@ -149,7 +151,8 @@ class Cell:
 
     Attributes:
         mean: over seeds.
-        standard_error: sd / √seeds; None for one seed.
+        standard_error: sd / √seeds; of one seed that of its draws or test rows, where the run says,
+            None elsewhere.
         p_value: of the paired t-test against the baseline, Holm-adjusted over the entries of the
             column; None where there is nothing to test.
     """
@@ -221,7 +224,11 @@ class Table:
     def footnote(self) -> str:
         """What ± and stars mean here, and what the seconds are of; often empty."""
         parts = []
-        if any(len(seeds) > 1 for seeds in self.seeds.values()):
+        several = [len(seeds) > 1 for seeds in self.seeds.values()]
+        cells = [cell for row in self.rows.values() for cell in row.values()]
+        if not any(several) and any(cell.standard_error for cell in cells):
+            parts.append("±: standard error by the test set's rows, of bounds by the draws.")
+        if any(several):
             parts.append("±: standard error over seeds.")
             if len(self.rows) > 1:
                 parts.append(
@@ -331,7 +338,11 @@ def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None
         for entry, own in values.items():
             if own:
                 several = list(own.values())
-                error = statistics.stdev(several) / math.sqrt(len(several)) if several[1:] else None
+                if several[1:]:
+                    error = statistics.stdev(several) / math.sqrt(len(several))
+                else:
+                    (seed,) = own
+                    error = column.value(entries[entry][seed], "_error")
                 rows[entry][column.key] = Cell(
                     statistics.fmean(several), error, adjusted.get(entry)
                 )

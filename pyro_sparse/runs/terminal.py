@@ -187,12 +187,8 @@ def print_seeds(found: Mapping[str, Any], console: Console | None = None) -> Non
         )
         _print(units, console)
     if found["inputs"] is not None:
-        chosen = found["inputs"]
-        (console or Console()).print(
-            f"inputs within a false-discovery rate of 5 %: {chosen['selected']}, expected missed "
-            f"{chosen['missed']:.2f}\n",
-            highlight=False,
-        )
+        said = found["inputs"]["said"]
+        (console or Console()).print(f"{said}\n", highlight=False, markup=False)
     scores = _plain_table("test set")
     for name in ("", "one run", "draws of all"):
         scores.add_column(name, justify="right" if name else "left")

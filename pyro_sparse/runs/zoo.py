@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from pyro_sparse.names import nearest
@@ -25,8 +25,7 @@ class Entry:
         guide: in a line.
         rule: which units are kept.
         use: "use it when ..." in a line.
-        model_options, guide_options: settings that the model's and the guide's constructor take.
-        settings: what differs from the defaults of a run.
+        settings: what differs from the defaults of a run, options of model and guide among them.
         bayesian: whether it is more than a baseline to compare with.
     """
 
@@ -38,15 +37,23 @@ class Entry:
     guide: str
     rule: str
     use: str
-    model_options: tuple[str, ...] = ()
-    guide_options: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     bayesian: bool = True
+    model_options: InitVar[Sequence[str]] = ()
+    guide_options: InitVar[Sequence[str]] = ()
+
+    def __post_init__(self, model_options: Sequence[str], guide_options: Sequence[str]) -> None:
+        """Lists of options are taken and not read: what a constructor takes, it says itself."""
 
 
-_SPIKE: dict[str, Any] = {
-    "model_options": ("inclusion_probability", "slab_scale", "prune_inputs"),
-    "guide_options": ("variance", "initial_scale", "inclusion", "inclusion_draws"),
+# The bound itself from the first step on.
+PLAIN: dict[str, Any] = {"kl_start": 1.0, "kl_hold": 0.0, "kl_rise": 0.0}
+_NOISE: dict[str, Any] = {
+    **PLAIN,
+    "lr": 1e-3,
+    "scale_lr": 4e-2,
+    "schedule": "cosine",
+    "lr_hold": 0.3,
 }
 
 
@@ -61,7 +68,6 @@ def _reference(name: str, title: str, paper: str, rule: str, use: str, retrain: 
         guide="a point mass",
         rule=rule,
         use=use,
-        model_options=("prior_scale",),
         settings={"passes": 1, "retrain": retrain},
         bayesian=False,
     )
@@ -79,7 +85,6 @@ ZOO: dict[str, Entry] = {
             guide="Bernoulli(γ) × Gaussian, tied or full variance",
             rule="inclusion probability > ½",
             use="you want the simplest spike-and-slab prior, and inclusion probabilities to read",
-            **_SPIKE,
         ),
         Entry(
             name="ss-gl",
@@ -90,7 +95,6 @@ ZOO: dict[str, Entry] = {
             guide="as SS-IG, log-normal τ² a unit and ς² a network",
             rule="inclusion probability > ½",
             use="units should differ in scale, and the network learns how strongly to shrink",
-            **_SPIKE,
         ),
         Entry(
             name="ss-ghs",
@@ -101,7 +105,6 @@ ZOO: dict[str, Entry] = {
             guide="as SS-IG, log-normal factors of s and of τ a unit",
             rule="inclusion probability > ½",
             use="you want the smallest network: heavy tails keep few units, shrink the others",
-            **_SPIKE,
         ),
         Entry(
             name="sbp",
@@ -113,8 +116,7 @@ ZOO: dict[str, Entry] = {
             rule="signal-to-noise ratio of θ > 1, and E θ > 0.001",
             use="training must cost no more than a dense network's, or units, channels and inputs "
             "of a trained network are to be thinned out",
-            model_options=("prior_scale", "prune_inputs"),
-            guide_options=("noise_draws",),
+            settings=_NOISE,
         ),
         Entry(
             name="bmrs",
@@ -125,9 +127,7 @@ ZOO: dict[str, Entry] = {
             guide="as SBP",
             rule="evidence of a prior on θ at 0 at least 1/ω of the full one's, prior odds ω = 20",
             use="you use SBP, and want the evidence rather than a threshold to decide",
-            model_options=("prior_scale", "prune_inputs"),
-            guide_options=("noise_draws",),
-            settings={"rule": "bmrs-n"},
+            settings={**_NOISE, "rule": "bmrs-n"},
         ),
         Entry(
             name="bmr",
@@ -138,9 +138,15 @@ ZOO: dict[str, Entry] = {
             guide="mean-field Gaussian, or a joint one on the last layer",
             rule="weights with ΔF < 0, again until none goes; then units with weights in and out",
             use="the network is small, as for tables, and the evidence should choose its weights",
-            model_options=("prior_scale",),
-            guide_options=("variance", "initial_scale", "last_layer"),
-            settings={"variance": "full", "initial_scale": 0.1, "passes": 30},
+            settings={
+                **PLAIN,
+                "lr": 1e-2,
+                "scale_lr": 1e-2,
+                "lr_hold": 0.5,
+                "variance": "full",
+                "initial_scale": 0.1,
+                "passes": 30,
+            },
         ),
         Entry(
             name="bc-gnj",
@@ -151,8 +157,7 @@ ZOO: dict[str, Entry] = {
             guide="Gaussian z a unit, Gaussian rows, full or tied variance",
             rule="log dropout rate log α < 0",
             use="you want a prior without anything to tune, and weights in few bits",
-            model_options=("prune_inputs",),
-            guide_options=("variance", "initial_scale"),
+            settings={"variance": "tied"},
         ),
         Entry(
             name="bc-ghs",
@@ -163,8 +168,7 @@ ZOO: dict[str, Entry] = {
             guide="log-normal factors of s and τ, Gaussian rows, full or tied variance",
             rule="mean log scale within 2 of the layer's largest",
             use="you want continuous shrinkage without a spike, and weights in few bits",
-            model_options=("prune_inputs",),
-            guide_options=("variance", "initial_scale"),
+            settings={"variance": "tied", "initial_scale": "balanced"},
         ),
         Entry(
             name="turbo-vbi",
@@ -175,7 +179,7 @@ ZOO: dict[str, Entry] = {
             guide="s a chain by sum-product, ρ | s gamma, both closed; Gaussian w by SVI",
             rule="inclusion probability > ½",
             use="neighbouring units, or blocks of weights, should be kept or dropped together",
-            guide_options=("variance", "initial_scale"),
+            settings={"lr": 8e-3, "kl_start": 0.03, "kl_hold": 0.3, "kl_rise": 0.4},
         ),
         _reference(
             "magnitude",
@@ -210,7 +214,6 @@ ZOO: dict[str, Entry] = {
             guide="a point mass",
             rule="all units",
             use="you need the number to compare with",
-            model_options=("prior_scale",),
             bayesian=False,
         ),
     )

@@ -100,9 +100,6 @@ def test_bernoulli_part(logit: float, prior: float) -> None:
         ),
         expected,
     )
-    prior_law = dist.Bernoulli(logits=double(prior))
-    for family in (dist.RelaxedBernoulli, dist.RelaxedBernoulliStraightThrough):
-        close(kl_divergence(family(double(0.5), logits=double(logit)), prior_law), expected)
     # The gradient is γ(1 - γ) times the difference of the logits.
     leaf = double(logit, grad=True)
     kl = kl_divergence(SpikeAndSlab(logits=leaf, slab=slab), SpikeAndSlab(logits=prior, slab=slab))
@@ -398,7 +395,6 @@ def test_no_pair_is_ambiguous() -> None:
         dist.LogNormal(torch.zeros(2), 1.0).to_event(1),
         dist.InverseGamma(1.0, 1.0),
         dist.Gamma(1.0, 1.0),
-        dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), 0.5),
         dist.Bernoulli(0.5),
         dist.Uniform(-1.0, 1.0),
         dist.Delta(torch.tensor(0.5)),

@@ -159,3 +159,15 @@ def test_float32_at_extremes(length):
 def test_errors(initial, transition, match):
     with pytest.raises(ValueError, match=match):
         MarkovChain(initial, transition)
+
+
+@pytest.mark.parametrize("node", [0, 2, 3])
+def test_infinite_evidence_fixes_a_node(node: int) -> None:
+    chain = MarkovChain.stationary(torch.tensor(0.3).double(), torch.tensor(0.7).double(), 4)
+    evidence = torch.zeros(4, dtype=torch.float64)
+    for value, sign in ((0.0, -1), (1.0, 1)):
+        evidence[node] = sign * math.inf
+        fixed = chain.condition(evidence).mean
+        evidence[node] = sign * 40.0
+        assert float(fixed[node]) == pytest.approx(value, abs=1e-12)
+        torch.testing.assert_close(fixed, chain.condition(evidence).mean, rtol=1e-9, atol=1e-12)

@@ -317,8 +317,11 @@ def test_shapes(family) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TruncatedNormal(0.0, 1.0, 1.0, -1.0), "TruncatedNormal needs finite bounds"),
-        (lambda: TruncatedLogNormal(0.0, 1.0, -math.inf, 0.0), "finite bounds with low < high"),
+        (
+            lambda: TruncatedNormal(0.0, 1.0, 1.0, -1.0),
+            "TruncatedNormal needs bounds with low < high",
+        ),
+        (lambda: LogUniform(-math.inf, 0.0), "finite bounds with low < high"),
         (lambda: LogUniform(0.0, 0.0), "LogUniform needs finite bounds"),
         (lambda: TruncatedNormal(0.0, -1.0, 0.0, 1.0), "parameter scale"),
         (lambda: TruncatedNormal(math.nan, 1.0, 0.0, 1.0), "parameter loc"),
@@ -340,3 +343,66 @@ def test_outside_the_support_the_density_is_zero() -> None:
         LogUniform(0.0, 1.0, validate_args=False),
     ):
         assert torch.isinf(law.log_prob(outside)).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("loc", [0.3, -4.0, 9.0])
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda law, value: law.log_prob(value),
+        lambda law, value: law.cdf(value),
+        lambda law, value: law.icdf(0.3 + value / 10),
+        lambda law, value: law.mean + law.variance + law.entropy(),
+    ],
+    ids=["log_prob", "cdf", "icdf", "moments"],
+)
+@pytest.mark.parametrize("family", [TruncatedNormal, TruncatedLogNormal])
+def test_derivatives_in_bounds_and_of_second_order(family, statistic, loc: float) -> None:
+    numbers = [loc, 0.8, -1.0, 2.0, 1.3]
+    inputs = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in numbers]
+
+    def function(*inputs: torch.Tensor) -> torch.Tensor:
+        *parameters, value = inputs
+        return statistic(family(*parameters, validate_args=False), value)
+
+    assert torch.autograd.gradcheck(function, inputs, rtol=1e-4)
+    assert torch.autograd.gradgradcheck(function, inputs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.5, math.inf), (-math.inf, -9.0), (-math.inf, math.inf)]
+)
+def test_one_sided(low: float, high: float) -> None:
+    law = TruncatedNormal(torch.tensor(0.4, dtype=torch.float64), 1.2, low, high)
+    reference = stats.truncnorm((low - 0.4) / 1.2, (high - 0.4) / 1.2, 0.4, 1.2)
+    probability = torch.tensor([0.01, 0.4, 0.97], dtype=torch.float64)
+    quantiles = law.icdf(probability)
+    torch.testing.assert_close(
+        quantiles, torch.from_numpy(reference.ppf(probability)), rtol=1e-8, atol=0
+    )
+    torch.testing.assert_close(law.cdf(quantiles), probability, rtol=1e-8, atol=0)
+    expected = torch.from_numpy(reference.logpdf(quantiles))
+    torch.testing.assert_close(law.log_prob(quantiles), expected, rtol=1e-8, atol=1e-8)
+    assert float(law.mean) == pytest.approx(reference.mean(), rel=1e-8)
+    grid = law.icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
+    assert float(law.entropy()) == pytest.approx(float(-law.log_prob(grid).mean()), abs=1e-3)
+    point = torch.distributions.biject_to(law.support)(torch.zeros((), dtype=torch.float64))
+    assert law.log_prob(point).isfinite()
+
+
+def test_under_torch_func() -> None:
+    x = torch.tensor([0.2, 0.4]).double()
+    loc = torch.tensor([0.1, 3.5]).double()
+
+    def log_prob(loc: torch.Tensor) -> torch.Tensor:
+        return TruncatedNormal(loc, 1.0, -1.0, 2.0, validate_args=False).log_prob(x).sum()
+
+    found = torch.func.vmap(torch.func.grad(log_prob))(loc)
+    expected = [torch.autograd.grad(log_prob(v), v)[0] for v in loc.clone().requires_grad_()]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_integers_become_floating_point() -> None:
+    law = TruncatedNormal(torch.tensor(0), torch.tensor(1), -1, 1)
+    assert law.sample((4,)).unique().numel() == 4
+    assert TruncatedNormal(torch.tensor([0, 1]), 1.5, -1.0, 1.0).scale[0] == 1.5

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pyro_sparse.export import GatherInputs, compact_network, equivalence
+from pyro_sparse import Posterior, guides, models
+from pyro_sparse.export import GatherInputs, compact, compact_network, equivalence
 from pyro_sparse.graph import groups
 from pyro_sparse.nets import count_parameters, lenet5_caffe, mlp
 
@@ -184,7 +185,8 @@ def test_branches():
     ]
     small = check(net, x, inputs=True, share=0.5)
     # Both readers take the constant unit that one of them needs.
-    assert small.left.in_channels == small.right.in_channels == len(small.stem.weight)
+    stem = len(small.get_parameter("stem.weight"))
+    assert {small.get_parameter(f"{name}.weight").shape[1] for name in ("left", "right")} == {stem}
 
 
 def test_inputs_of_a_network_that_is_no_sequential():
@@ -198,7 +200,10 @@ def test_inputs_of_a_network_that_is_no_sequential():
             return self.a(x) * self.b(x)
 
     small = check(Net(), probes(3, 3), inputs=True)
-    assert small.a.in_features == small.b.in_features == small.gather.indices.numel() < 9
+    left = {small.get_parameter(f"{name}.weight").shape for name in "ab"}
+    (gather,) = (part for part in small.modules() if isinstance(part, GatherInputs))
+    assert left == {(5, gather.indices.numel())}
+    assert gather.indices.numel() < 9
 
 
 def test_gather_comes_after_the_flatten():
@@ -340,3 +345,26 @@ def test_random_chains(chain, seed, share):
         for parameter in net.parameters():
             parameter.normal_(0, 0.7)
     check(net, probes(*shape, dtype=torch.float64), tolerance=1e-9, share=share, inputs=True)
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_one_of_several_outputs_of_a_network_that_becomes_a_graph(output):
+    """Input features go, which its class does not allow; only the output that is read is left."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.policy, self.value = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.body(x).relu()
+            return self.policy(h), self.value(h)
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 6)
+    with pytest.warns(UserWarning, match="not used by the forward pass"):
+        model = models.SpikeSlabGaussian(Both(), x, num_data=9, output=output, prune_inputs=True)
+    posterior = Posterior(model, guides.for_model(model))
+    keep = {g.name: torch.arange(g.size) % 2 == 0 for g in model.graph if g.prunable}
+    small = compact(posterior, keep)
+    assert (small(x) - posterior.masked(x, keep)).abs().max() <= 1e-6

@@ -166,7 +166,7 @@ def test_refused():
 def test_round_trip_in_every_format(tmp_path):
     posterior = posterior_of(mlp([4, 8, 6, 3]), torch.randn(5, 4), models.SpikeSlabGroupLasso)
     ensemble = compact_draws(posterior, draws=3)
-    folder = save(ensemble, tmp_path / "net", onnx=True, pt2=True)
+    folder = save(ensemble, tmp_path / "net", onnx=True)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))

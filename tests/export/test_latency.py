@@ -104,7 +104,9 @@ def test_order_changes_from_round_to_round():
 
 def test_networks_that_differ_in_the_other_runtime(monkeypatch):
     monkeypatch.setattr(
-        latency, "onnx_runner", lambda path, threads: lambda x: torch.zeros(len(x), 2)
+        latency,
+        "onnx_runner",
+        lambda *given: lambda inputs: {"output": torch.zeros(inputs.batch, 2)},
     )
     with pytest.raises(ValueError, match="ONNX Runtime's dense network differs from torch"):
         bench(mlp([3, 2]), mlp([3, 2]), torch.zeros(1, 3), seconds=0.01)
@@ -164,7 +166,7 @@ def test_an_export_says_what_it_was_cut_out_of(dense, small, shape, tmp_path):
 
 
 def test_an_export_without_it(tmp_path):
-    folder = save(mlp([3, 2]), tmp_path / "net")
+    folder = save(mlp([3, 2]), tmp_path / "net", example=torch.zeros(1, 3))
     with pytest.raises(FormatError, match="does not say which full-size network"):
         reference(folder)
 

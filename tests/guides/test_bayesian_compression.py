@@ -235,10 +235,10 @@ def test_rows_start_at_unit_size():
             size = family.loc.square().mean(1).sqrt()
             assert torch.allclose(size, torch.ones_like(size), rtol=1e-5)
             own = model.initial_rows()[group.name].square().mean(1).log() / 2
-            assert torch.allclose(guide.log_scales()[group.name], own, rtol=1e-6)
+            assert torch.allclose(guide.offers()["log_scales"].laws[group.name], own, rtol=1e-6)
     _, guide = build(models.GroupHorseshoe, guide_options={"initial_unit_scale": 0.2})
     expected = torch.full((5,), math.log(0.2), dtype=torch.float64)
-    assert torch.allclose(guide.log_scales()["fc1"], expected)
+    assert torch.allclose(guide.offers()["log_scales"].laws["fc1"], expected)
 
 
 @pytest.mark.parametrize("prior_scale", [1e-5, 1.0, 30.0])
@@ -270,7 +270,7 @@ def test_posterior_moments_of_the_effective_rows(cls):
             trace = poutine.trace(guide).get_trace()
             with poutine.replay(trace=trace):
                 draws.append(model.rows())
-        variances = guide.row_variances()
+        variances = guide.offers()["row_variances"].laws
         for name, mean in guide.mean_rows().items():
             values = torch.stack([draw[name] for draw in draws])
             error = (values.mean(0) - mean).abs() / (variances[name] / len(values)).sqrt()

@@ -90,7 +90,7 @@ def test_means_move_into_weights():
     model, guide = build(net, x, prune_inputs=True)
     for name, size in (("input", 3), ("fc1", 6), ("fc2", 4)):
         set_noise(guide, name, torch.linspace(-3, 0.5, size), torch.linspace(-2, 1, size))
-    theta = {name: law.mean for name, law in guide.noise().items()}
+    theta = {name: law.mean for name, law in guide.offers()["noise"].laws.items()}
     assert list(theta) == ["fc1", "fc2", "input"]
     assert all(((mean > 0) & (mean < 1)).all() for mean in theta.values())
     posterior = Posterior(model, guide)
@@ -118,7 +118,7 @@ def test_channels():
     model, guide = build(net, x)
     set_noise(guide, "conv1", [-1.0, -0.2, 0.0], [0.0, -1.0, 0.5])
     set_noise(guide, "conv2", [-1.0, -0.2, 0.0, -2.0], 0.0)
-    theta = {name: law.mean for name, law in guide.noise().items()}
+    theta = {name: law.mean for name, law in guide.offers()["noise"].laws.items()}
     with torch.no_grad():
         hidden = net.conv1(x) * theta["conv1"].reshape(3, 1, 1)
         for name, layer in list(net.named_children())[1:]:
@@ -164,7 +164,7 @@ def test_bounds_out_of_order(bounds):
 def test_other_bounds():
     model, guide = build(mlp([3, 4, 2]), torch.zeros(2, 3), low=-5.0, high=1.0)
     set_noise(guide, "fc1", 0.0, 9.0)
-    law = guide.noise()["fc1"]
+    law = guide.offers()["noise"].laws["fc1"]
     expected = (math.exp(1) - math.exp(-5)) / 6
     assert law.mean.tolist() == pytest.approx([expected] * 4, rel=1e-6)
     assert float(model.low) == -5.0

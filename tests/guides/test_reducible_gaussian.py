@@ -140,7 +140,7 @@ def test_noise_precision_is_a_gamma():
             torch.distributions.Normal(law.loc, law.variance.sqrt()),
             torch.distributions.Normal(0.0, torch.ones((), dtype=torch.float64)),
         ).sum()
-        for law in guide.gaussians().values()
+        for law in guide.offers()["gaussians"].laws.values()
     )
     gamma = kl_divergence(Gamma(q.concentration, q.rate), Gamma(2.0, torch.tensor(3.0).double()))
     torch.testing.assert_close(kl, rows + gamma)

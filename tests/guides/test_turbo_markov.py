@@ -13,7 +13,7 @@ from pyro_sparse import guides, models
 from pyro_sparse.distributions import MarkovChain
 from pyro_sparse.infer import ELBO
 from pyro_sparse.nets import mlp
-from pyro_sparse.posterior.selection import MedianProbability, default_rule
+from pyro_sparse.posterior.selection import MedianProbability
 
 
 def build(block_size=None, dtype=torch.float64, variance="full", **options):
@@ -205,7 +205,8 @@ def test_inclusion_is_that_of_the_chain(block_size):
     model, guide = build(block_size)
     posterior = ps.Posterior(model, guide)
     pip = posterior.inclusion()
-    assert isinstance(default_rule(model), MedianProbability)
+    keep = posterior.keep(MedianProbability())
+    assert all(torch.equal(mask, keep[name]) for name, mask in posterior.keep().items())
     assert set(pip) == {"fc1", "fc2"}
     for name, value in pip.items():
         support = guide.hierarchies[name].support()

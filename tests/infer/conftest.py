@@ -151,7 +151,14 @@ def classifier() -> Callable[..., tuple]:
 class Tiny:
     """A problem that trains in a fraction of a second, the same one each time."""
 
-    CLASSES = {**SPARSE, "dense": models.Deterministic}
+    CLASSES = {
+        **SPARSE,
+        "dense": models.Deterministic,
+        "sbp": models.LogNormalNoise,
+        "bmr": models.ReducibleGaussian,
+        "bc-gnj": models.GroupNormalJeffreys,
+        "bc-ghs": models.GroupHorseshoe,
+    }
 
     @staticmethod
     def data(size: int = 60) -> tuple[Tensor, Tensor]:

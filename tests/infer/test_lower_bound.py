@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from pyro_sparse.data import Batches
-from pyro_sparse.infer import ELBO, checkpoint_file, lower_bound, restore, schedules
-from pyro_sparse.posterior import Posterior
+from pyro_sparse.infer import (
+    ELBO,
+    checkpoint_file,
+    lower_bound,
+    restore,
+    schedules,
+    without_evidence,
+)
+from pyro_sparse.posterior import Posterior, log_weights
 
 
 def test_it_is_scaled_to_the_training_data(tiny):
@@ -26,6 +33,29 @@ def test_it_is_scaled_to_the_training_data(tiny):
     assert uneven.value == pytest.approx(bound.value, rel=1e-5)
     with pytest.raises(ValueError, match="at least one batch"):
         lower_bound(model, guide, [])
+
+
+@pytest.mark.parametrize("name", ["bc-gnj", "ss-ghs"])
+def test_by_closed_forms_or_by_draws_it_is_one_number(tiny, name):
+    """The constant that an improper prior leaves open is the same in KL and density."""
+    model, guide = tiny.problem(name)
+    x, y = tiny.data(60)
+    bound = lower_bound(model, guide, [(x, y)], draws=400)
+    ratios = log_weights(model, guide, x, y, num_samples=400)
+    error = math.hypot(bound.error, float(ratios.std()) / 20)
+    # The KL of a Jeffreys scale is an approximation, within 0.01 nats a unit.
+    assert bound.value == pytest.approx(float(ratios.mean()), abs=4 * error + 0.2)
+    assert error < 3
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bc-gnj", "improper"), ("dense", "point estimate"), ("sbp", "point estimate")]
+    + [(name, None) for name in ("ss-ig", "ss-gl", "ss-ghs", "bmr", "bc-ghs")],
+)
+def test_which_models_have_an_evidence(tiny, name, reason):
+    found = without_evidence(*tiny.problem(name), *tiny.data(4))
+    assert found is None if reason is None else reason in found
 
 
 def test_a_seed_decides_the_draws(tiny):

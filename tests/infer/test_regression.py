@@ -13,7 +13,7 @@ from scipy import integrate, stats
 
 from pyro_sparse.infer import enumerate_supports, gibbs
 from pyro_sparse.infer.support_state import SupportState
-from pyro_sparse.likelihoods import Bernoulli, Categorical, Normal
+from pyro_sparse.likelihoods import Bernoulli, Categorical, Normal, Poisson
 
 
 def regression(columns, correlation=0.0, rows=80, seed=0, effects=(0.5, -0.3, 0.4)):
@@ -230,35 +230,70 @@ def test_more_columns_than_rows():
     assert (drawn.inclusion > 0.5).nonzero().flatten().tolist() == [0, 1, 2]
 
 
-def logistic_evidence(x, y, slab_scale):
-    """log ∫ p(y | α + xᵀβ) N(β; 0, σ0²) dα dβ on a grid around the mode."""
-    points, weights = np.polynomial.hermite_e.hermegauss(24)
+FAMILIES = {  # the mean, its slope and the log-likelihood as functions of η
+    "bernoulli": (
+        lambda eta: 1 / (1 + np.exp(-eta)),
+        lambda mean: mean * (1 - mean),
+        lambda eta, y: (eta * y - np.logaddexp(0, eta)).sum(-1),
+    ),
+    "poisson": (np.exp, lambda mean: mean, lambda eta, y: (eta * y - np.exp(eta)).sum(-1)),
+}
+
+
+def glm_evidence(x, y, family):
+    """log ∫ p(y | α + xᵀβ) N(β; 0, 1) dα dβ up to a constant, on a grid around the mode."""
+    inverse_link, slope, log_likelihood = FAMILIES[family]
+    points, weights = np.polynomial.hermite_e.hermegauss(20)
     x = np.column_stack([np.ones(len(y)), x])
-    precision = np.diag([0.0] + [slab_scale**-2] * (x.shape[1] - 1))
-    mode = np.zeros(x.shape[1])
+    size = x.shape[1]
+    precision = np.diag([0.0] + [1.0] * (size - 1))
+    mode = np.zeros(size)
     for _ in range(50):
-        p = 1 / (1 + np.exp(-x @ mode))
-        hessian = x.T @ (x * (p * (1 - p))[:, None]) + precision
-        mode += np.linalg.solve(hessian, x.T @ (y - p) - precision @ mode)
+        mean = inverse_link(x @ mode)
+        hessian = x.T @ (x * slope(mean)[:, None]) + precision
+        mode += np.linalg.solve(hessian, x.T @ (y - mean) - precision @ mode)
     root = np.linalg.inv(np.linalg.cholesky(hessian)).T
-    nodes = np.array(list(itertools.product(points, repeat=len(mode))))
-    weight = np.array(list(itertools.product(weights, repeat=len(mode)))).prod(1)
+    nodes = np.array(list(itertools.product(points, repeat=size)))
+    log_weight = np.log(list(itertools.product(weights, repeat=size))).sum(1)
     beta = mode + nodes @ root.T
-    eta = beta @ x.T
-    log_p = (eta * y - np.logaddexp(0, eta)).sum(1)
-    log_p += stats.norm(0, slab_scale).logpdf(beta[:, 1:]).sum(1) + 0.5 * (nodes**2).sum(1)
-    return np.logaddexp.reduce(log_p + np.log(weight)) + np.linalg.slogdet(root)[1]
+    log_p = log_likelihood(beta @ x.T, y) + stats.norm.logpdf(beta[:, 1:]).sum(1)
+    total = np.logaddexp.reduce(log_p + log_weight + 0.5 * (nodes**2).sum(1))
+    return total + np.linalg.slogdet(root)[1]
 
 
-def test_logistic_regression_against_quadrature():
-    x, mean = regression(3, 0.5, rows=60, seed=3, effects=(1.0, 0.5))
-    y = (mean - 2.0 > 0).astype(float)
-    exact, _ = by_hand(x, y, lambda part: logistic_evidence(part, y, 1.0), 0.5)
-    drawn = gibbs(x, y, likelihood=Bernoulli(), num_samples=500, warmup=100, num_chains=2)
-    assert drawn.inclusion.numpy() == pytest.approx(exact, abs=0.03)
-    assert exact.min() > 0.1
+@pytest.mark.parametrize(
+    ("likelihood", "effects", "num_samples"),
+    [(Bernoulli(), (1.0, 0.5), 600), (Poisson(), (0.3, 0.15), 250)],
+    ids=FAMILIES,
+)
+def test_generalised_regressions_against_quadrature(likelihood, effects, num_samples):
+    x, mean = regression(2, 0.5, rows=60, seed=3, effects=effects)
+    rng = np.random.default_rng(4)
+    family = type(likelihood).__name__.lower()
+    y = (mean > 2.0).astype(float)
+    if family == "poisson":
+        y = rng.poisson(np.exp(0.3 + x @ np.array(effects))).astype(float)
+    exact, _ = by_hand(x, y, lambda part: glm_evidence(part, y, family), 0.5)
+    drawn = gibbs(x, y, likelihood=likelihood, num_samples=num_samples, warmup=50, num_chains=2)
+    assert exact.min() > 0.02
+    assert exact.min() < 0.9
+    assert ((drawn.inclusion - torch.tensor(exact)).abs() < 4 * drawn.inclusion_se + 0.01).all()
+    assert drawn.inclusion_se.max() < 0.05
     assert drawn.noise_scale is None
     assert drawn.rhat.max() < 1.05
+
+
+def test_counts_with_groups_and_a_law_of_their_probability():
+    """Columns of zeros say nothing, and a group's second column that is 0 changes nothing."""
+    x, _ = regression(3, rows=40)
+    x[:, 1:] = 0.0
+    y = np.random.default_rng(0).poisson(np.exp(1.0 + 0.5 * x[:, 0])).astype(float)
+    drawn = gibbs(
+        x, y, likelihood=Poisson(), inclusion=[1.0, 0.3], groups=["a", "b", "b"], warmup=20,
+        num_samples=150, num_chains=2,
+    )  # fmt: skip
+    assert drawn.inclusion.tolist() == pytest.approx([1.0, 0.3], abs=0.1)
+    assert drawn.coefficients[..., 0].mean() == pytest.approx(0.5, abs=0.3)
 
 
 def test_seeds_decide_and_nothing_global_changes():

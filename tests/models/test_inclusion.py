@@ -44,3 +44,22 @@ def test_logit_from_a_log_probability(log_probability):
     value = logit(log_probability)
     back = torch.nn.functional.logsigmoid(torch.tensor(value, dtype=torch.float64))
     assert float(back) == pytest.approx(log_probability, rel=1e-12)
+
+
+def test_wide_layers_have_a_floor_and_say_so():
+    """At 10 000 inputs the rule's log-odds are −1004 nats: no data could include a unit."""
+    rule = models.layerwise_inclusion_logits([10_000, 20], [20, 1], 200)
+    assert rule[0] < -1000
+    x = torch.zeros(2, 10_000)
+    with pytest.warns(UserWarning, match="units of fc1 a prior inclusion probability below 0.0001"):
+        model = models.SpikeSlabGaussian(mlp([10_000, 20, 1]), x, num_data=200)
+    assert float(model.inclusion_logits[0].sigmoid()) == pytest.approx(1e-4)
+    # What the rule gives where it is above, and everywhere without a floor, is as it was.
+    assert float(model.inclusion_logits[1]) == pytest.approx(rule[1])
+    plain = models.SpikeSlabGaussian(mlp([10_000, 20, 1]), x, num_data=200, inclusion_floor=0.0)
+    assert plain.inclusion_logits.tolist() == pytest.approx(rule)
+    # One of very many units: 1/K is no underflow.
+    many = models.layerwise_inclusion_logits([3], [50_000], 100, floor=1e-4)[0]
+    assert many == pytest.approx(models.layerwise_inclusion_logits([3], [50_000], 100)[0])
+    with pytest.raises(ValueError, match=r"floor in \[0, 1\), got 2"):
+        models.layerwise_inclusion_logits([3], [5], 100, floor=2)

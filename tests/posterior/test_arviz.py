@@ -13,7 +13,7 @@ from pyro_sparse import guides, likelihoods, models
 from pyro_sparse.infer import fit
 from pyro_sparse.nets import mlp
 from pyro_sparse.posterior import Posterior, arviz
-from pyro_sparse.posterior.exact import ExactDraws
+from pyro_sparse.posterior.draws import ExactDraws
 from pyro_sparse.runs.zoo import ZOO
 
 

@@ -44,21 +44,46 @@ def test_contraction_in_closed_form():
     assert [group.group for group in result.groups] == ["fc1", "out", "input", "noise_precision"]
     fc1 = result["fc1"]
     mean = posterior.guide.mean_rows()["fc1"].detach().double()
+    # Given inclusion: 0.1² of σ0² = 4, which is by 6 × 1000 draws (√(2/6000) = 1.8 %).
+    assert torch.allclose(fc1.posterior_variance, torch.tensor(0.01).double(), rtol=1e-5)
+    assert torch.allclose(fc1.prior_variance, torch.tensor(4.0).double(), rtol=0.1)
+    assert torch.allclose(fc1.contraction, 1 - 0.01 / fc1.prior_variance, rtol=1e-5)
+    entropy = -0.7 * math.log(0.7) - 0.3 * math.log(0.3)
+    assert fc1.probability.tolist() == pytest.approx([0.7] * 6)
+    assert fc1.entropy.tolist() == pytest.approx([entropy] * 6)
+    # z is of inclusion times weight.
     variance = 0.7 * 0.01 + 0.7 * 0.3 * mean.square()
-    assert torch.allclose(fc1.posterior_variance, variance, rtol=1e-5)
-    # λ σ0², with 6 × 1000 draws of the slab: standard error of a variance √(2/6000) = 1.8 %.
-    assert torch.allclose(fc1.prior_variance, torch.tensor(0.08).double(), rtol=0.1)
-    assert torch.allclose(fc1.contraction, 1 - variance / fc1.prior_variance, rtol=1e-5)
     assert torch.allclose(fc1.z, 0.7 * mean / variance.sqrt(), atol=0.1)
-    gate = result["input"]
-    assert gate.prior_variance.tolist() == pytest.approx([0.25] * 3)
-    assert gate.posterior_variance.tolist() == pytest.approx([0.21] * 3)
-    assert gate.total == pytest.approx(1 - 0.21 / 0.25)
+    gate = result["input"]  # 1 given that it is in; whether it is, the entropy says
+    assert gate.posterior_variance.tolist() == [0.0] * 3
+    assert gate.total == 1
+    assert gate.entropy.tolist() == pytest.approx([entropy] * 3)
+    assert gate.z.tolist() == pytest.approx([(0.7 - 0.5) / math.sqrt(0.21)] * 3)
+    assert result["out"].entropy.tolist() == [0.0]
     # The prior Gamma(1, 1) has variance 1, by 1000 draws (kurtosis 9).
     assert float(result["noise_precision"].prior_variance) == pytest.approx(1, abs=0.5)
-    assert str(result).splitlines()[1].split()[:2] == ["fc1", "24"]
+    line = str(result).splitlines()[1]
+    assert line.split()[:2] == ["fc1", "24"]
+    assert line.endswith(f"4.2 of 6     {6 * entropy:.2f}")
     with pytest.raises(KeyError, match="no group 'fc9'; there are fc1"):
         result["fc9"]
+
+
+def test_units_that_are_known_exactly_have_contracted():
+    """A small prior inclusion probability does not make them less certain than the prior."""
+    posterior = network(inclusion_probability=1 / 400, guide_options={"variance": "full"})
+    rows = posterior.guide.row_families["fc1"]
+    with torch.no_grad():
+        rows.loc.fill_(1.0)
+        rows.log_scale.fill_(math.log(0.01))
+        rows.inclusion_logits[:] = torch.tensor([99.0, 99, 99, 1, 1 / 9, 1e-6]).log()
+    fc1 = posterior.contraction(num_samples=500)["fc1"]
+    assert fc1.total == pytest.approx(1 - 1e-4, abs=2e-5)
+    assert fc1.entropy[3] == pytest.approx(math.log(2))
+    assert fc1.entropy[0] == pytest.approx(0.056, abs=1e-3)
+    with torch.no_grad():  # of a unit that is out, nothing need be known
+        rows.log_scale[5] = math.log(3.0)
+    assert posterior.contraction(num_samples=500)["fc1"].total > 0.999
 
 
 @pytest.mark.parametrize(
@@ -73,7 +98,7 @@ def test_contraction_in_closed_form():
 def test_closed_form_agrees_with_draws(cls, options, monkeypatch):
     posterior = network(cls, guide_options={"initial_scale": 0.2, **options})
     closed = posterior.contraction(num_samples=20)["fc1"].posterior_variance
-    monkeypatch.setattr(posterior.guide, "row_variances", dict)
+    monkeypatch.setattr(posterior, "row_variances", dict)
     drawn = posterior.contraction(num_samples=1200)["fc1"].posterior_variance
     assert torch.allclose(drawn.sum(), closed.sum(), rtol=0.15)
     assert torch.allclose(drawn, closed, rtol=0.6)

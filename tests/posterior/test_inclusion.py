@@ -15,6 +15,7 @@ from pyro_sparse.posterior import (
     Posterior,
     false_discovery_rate,
     input_probability,
+    input_sets,
     merge,
     reaching_inputs,
     select_inputs,
@@ -257,3 +258,50 @@ def test_rules_by_name():
     assert selection.parse("fdr:0.1", x, y, 10) == FalseDiscovery(0.1)
     assert selection.parse("fdr", x, y, 10) == FalseDiscovery()
     assert selection.parse("cost:3", x, y, 10) == ExpectedCost(3.0)
+
+
+def gated(seed=0, inputs=4):
+    torch.manual_seed(seed)
+    x = torch.randn(5, inputs)
+    model = models.SpikeSlabGaussian(mlp([inputs, 3, 1]), x, num_data=5, prune_inputs=True)
+    return Posterior(model, guides.for_model(model))
+
+
+def test_selection_knows_what_probabilities_belong_to():
+    posterior = gated()
+    posterior.guide.note_kl_weight(1.0)
+    chosen = select_inputs([posterior, posterior], level=0.05)
+    assert chosen.objective.seeds == 2
+    assert "2 seeds" in str(chosen)
+    posterior.guide.note_kl_weight(0.26)
+    with pytest.raises(ValueError, match=r"at a KL weight of 0\.26"):
+        select_inputs(posterior)
+    # Back at the bound, but what saturated before may never have come back.
+    posterior.guide.note_kl_weight(1.0)
+    with pytest.raises(ValueError, match=r"decided from a KL weight of 0\.26 on"):
+        select_inputs(posterior)
+    dense = models.Deterministic(mlp([2, 3, 1]), torch.randn(5, 2), num_data=5)
+    with pytest.raises(ValueError, match="no gates on its inputs"):
+        select_inputs(Posterior(dense, guides.for_model(dense)))
+
+
+def test_near_copies_are_one_set():
+    """Supports with exactly one of two copies: each at one half, the set certain."""
+    posterior = gated()
+    draws = torch.zeros(400, 4, dtype=torch.bool)
+    draws[::2, 0] = draws[1::2, 1] = True
+    draws[:100, 3] = True
+    posterior.guide.input_gate.keep_chain(draws.double().mean(0), draws)
+    x = torch.randn(50, 4)
+    x[:, 1] = x[:, 0] + 0.05 * torch.randn(50)
+    sets = input_sets(posterior, x)
+    found = {tuple(sorted(one)): i for i, one in enumerate(sets.members)}
+    assert set(found) == {(0, 1), (2,), (3,)}
+    copies = found[0, 1]
+    assert float(sets.probability[copies]) == 1.0
+    assert float(sets.expected[copies]) == pytest.approx(1.0)
+    assert float(sets.probability[found[3,]]) == pytest.approx(0.25)
+    assert [tuple(sorted(one)) for one in sets.select(0.05)] == [(0, 1)]
+    assert not select_inputs(posterior.inclusion()["input"], level=0.05).indices
+    with pytest.raises(ValueError, match=r"\(N, 4\), got \(50, 3\)"):
+        input_sets(posterior, x[:, :3])

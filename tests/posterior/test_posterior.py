@@ -14,7 +14,7 @@ import pyro_sparse as ps
 from pyro_sparse import guides, likelihoods, models
 from pyro_sparse.nets import lenet5_caffe, mlp
 from pyro_sparse.posterior import MedianProbability, Posterior
-from pyro_sparse.posterior.exact import ExactDraws
+from pyro_sparse.posterior.draws import ExactDraws
 
 SPARSE = [
     models.SpikeSlabGaussian,
@@ -301,16 +301,19 @@ def test_classification_scores_by_hand():
     for name, prediction in (("ensemble", draws.mean(0)), ("compact", compact)):
         chosen = prediction[torch.arange(50), y]
         assert scores[f"nll_{name}"] == pytest.approx(float(-chosen.log().mean()), rel=1e-5)
+        error = stats.sem(chosen.log().numpy())
+        assert scores[f"nll_{name}_error"] == pytest.approx(error, rel=1e-4)
         hits = (prediction.argmax(-1) == y).double()
         assert scores[f"accuracy_{name}"] == pytest.approx(float(hits.mean()))
+        assert scores[f"accuracy_{name}_error"] == pytest.approx(stats.sem(hits.numpy()))
         assert scores[f"ece_{name}"] == pytest.approx(
             ps.posterior.calibration_error(prediction, y), abs=1e-6
         )
     assert set(scores) == {
         f"{score}_{name}"
         for score in ("accuracy", "nll", "ece")
-        for name in ("ensemble", "compact")
-    }
+        for name in ("ensemble", "compact", "ensemble_error", "compact_error")
+    } - {"ece_ensemble_error", "ece_compact_error"}
 
 
 def test_scores_of_two_classes_with_one_output():
@@ -342,8 +345,8 @@ def test_regression_scores_by_hand(noise_scale):
     posterior = fitted(mlp([3, 5, 1]), x, likelihood=likelihood)
     if noise_scale is None:
         with torch.no_grad():
-            posterior.guide.noise_precision.loc.fill_(1.0)
-            posterior.guide.noise_precision.log_scale.fill_(-1.0)
+            posterior.guide.noise_precision.log_concentration.fill_(math.log(8.0))
+            posterior.guide.noise_precision.log_rate.fill_(math.log(2.5))
     torch.manual_seed(3)
     outputs, precisions = [], []
     for output, latents in posterior.draws(x, num_samples=6):
@@ -362,14 +365,62 @@ def test_regression_scores_by_hand(noise_scale):
     assert scores["rmse_ensemble"] == pytest.approx(error, rel=1e-5)
 
     compact = mean + scale * posterior.masked(x).squeeze(-1).double().numpy()
-    # One network has one precision: the mean of LogNormal(1, e⁻²).
-    precision = noise_scale**-2 if noise_scale else math.exp(1 + math.exp(-2) / 2)
+    # One network has one precision: the mean of Gamma(8, 2.5).
+    precision = noise_scale**-2 if noise_scale else 8 / 2.5
     deviation = scale / math.sqrt(precision)
     nll = -stats.norm.logpdf(raw, compact, deviation).mean()
     assert scores["nll_compact"] == pytest.approx(nll, rel=1e-5)
-    error = np.sqrt(np.square(compact - raw).mean())
-    assert scores["rmse_compact"] == pytest.approx(error, rel=1e-5)
-    assert set(scores) == {"nll_ensemble", "nll_compact", "rmse_ensemble", "rmse_compact"}
+    squares = np.square(compact - raw)
+    assert scores["rmse_compact"] == pytest.approx(np.sqrt(squares.mean()), rel=1e-5)
+    # The delta method, checked by moving the mean square by its standard error.
+    low, high = (np.sqrt(squares.mean() + sign * 1e-3 * stats.sem(squares)) for sign in (-1, 1))
+    assert scores["rmse_compact_error"] == pytest.approx((high - low) / 2e-3, rel=1e-4)
+    assert set(scores) == {
+        f"{score}_{name}"
+        for score in ("nll", "rmse")
+        for name in ("ensemble", "compact", "ensemble_error", "compact_error")
+    }
+
+
+def test_temperature_of_the_ensemble():
+    """p ∝ mean^(1/T), in its draws' mean and in its scores; T by the rows it is fitted on."""
+    x = torch.randn(400, 3)
+    posterior = fitted(mlp([3, 5, 3]), x)
+
+    def drawn(**options):
+        torch.manual_seed(4)
+        return posterior.predict(x, 10, **options)
+
+    mean = drawn().double().mean(0)
+    powered = mean.square() / mean.square().sum(-1, keepdim=True)
+    tempered = drawn(temperature=0.5)
+    torch.testing.assert_close(tempered.mean(0).double(), powered, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(tempered.sum(-1), torch.ones(10, 400))
+    assert bool((tempered >= 0).all())
+    assert float(tempered.var(0).sum()) > 0  # they still differ
+    # Labels that the ensemble's square predicts: that is what is found.
+    y = torch.distributions.Categorical(powered).sample()
+    torch.manual_seed(4)
+    found = posterior.temperature(x, y, num_samples=10)
+    loss = -(mean.log() / found).log_softmax(-1).gather(1, y[:, None]).mean()
+    for other in (0.8 * found, 1.25 * found, 1.0):
+        assert -(mean.log() / other).log_softmax(-1).gather(1, y[:, None]).mean() >= loss
+    torch.manual_seed(4)
+    scores = posterior.evaluate(x, y, num_samples=10, temperature=0.5)
+    nll = -powered.gather(1, y[:, None]).log().mean()
+    assert scores["nll_ensemble"] == pytest.approx(float(nll), rel=1e-5)
+    torch.manual_seed(4)
+    calibration = posterior.calibration(x, y, num_samples=10, temperature=0.5)
+    assert calibration["ensemble"].scores["ece"] == pytest.approx(scores["ece_ensemble"], abs=1e-6)
+    with pytest.raises(ValueError, match="positive, finite temperature"):
+        posterior.predict(x, 2, temperature=0.0)
+    with pytest.raises(ValueError, match="got none"):
+        posterior.temperature(x[:0], y[:0], 2)
+    numbers = fitted(mlp([3, 5, 1]), x, likelihood=likelihoods.Normal())
+    for attempt in (numbers.predict, numbers.calibration, numbers.evaluate):
+        data = (x,) if attempt == numbers.predict else (x, x[:, 0])
+        with pytest.raises(ValueError, match=r"classes"):
+            attempt(*data, num_samples=2, temperature=0.5)
 
 
 @pytest.mark.parametrize("cls", [models.SpikeSlabGaussian, models.LogNormalNoise])

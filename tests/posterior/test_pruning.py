@@ -100,6 +100,38 @@ def test_free_energy_by_hand():
         assert free_energy(of, loader, draws=1) == pytest.approx(by_hand(of, x, y), rel=1e-6)
 
 
+def test_the_choice_of_a_support_is_paid_for():
+    """A bound after pruning stays below the evidence of the mixture of all 2^5 supports.
+
+    That is by enumeration; the guide is exact given the support, so the bound is its term.
+    """
+    of, x, y = linear(orthogonal=True)
+    supports = [torch.tensor(inside) for inside in itertools.product([False, True], repeat=5)]
+    assert pruning.lower_bound(of.model, of.guide, [(x, y)]).choice == 0  # nothing was chosen
+    log_priors, evidences = [], []
+    for inside in supports:
+        copied = copy.deepcopy(of)
+        copied.model.support.restrict({"0": inside.unsqueeze(0)})
+        optimal(copied, x, y)
+        log_priors.append(copied.model.support.log_prior())
+        evidences.append(evidence(x, y, inside))
+        if not bool(inside.all()):
+            bound = pruning.lower_bound(copied.model, copied.guide, [(x, y)], draws=50)
+            ratios = ps.posterior.log_weights(copied.model, copied.guide, x, y, num_samples=50)
+            expected = log_priors[-1] + evidences[-1]
+            assert bound.value == pytest.approx(expected, abs=5 * bound.error + 1e-6)
+            assert bound.given_support == pytest.approx(evidences[-1], abs=5 * bound.error + 1e-6)
+            assert float(ratios.mean()) == pytest.approx(expected, abs=1e-6)
+    # All but the one in which nothing was chosen: a law of all supports.
+    log_priors[-1] = -math.log(6)
+    assert sum(map(math.exp, log_priors)) == pytest.approx(1)
+    # Of data that no weight helps with, the best support's evidence is above the mixture's ...
+    mixture = torch.logsumexp(torch.tensor(log_priors) + torch.tensor(evidences), 0)
+    assert max(evidences) > float(mixture)
+    # ... and what is reported of it is not.
+    assert max(a + b for a, b in zip(log_priors, evidences, strict=True)) < float(mixture)
+
+
 def test_free_energy_is_the_mean_of_the_loss():
     of, x, y = linear()
     elbo = ELBO(3)

@@ -59,7 +59,7 @@ def test_predictions_are_of_the_mixture(ensemble, batches):
     scores = ensemble.evaluate(x, y, 3, target_scale=2.0)
     error = (draws.mean(0) - y).square().mean().sqrt()
     assert scores["rmse"] == pytest.approx(2 * float(error), rel=1e-5)
-    assert set(scores) == {"rmse", "nll"}
+    assert set(scores) == {"rmse", "nll", "rmse_error", "nll_error"}
 
 
 def test_scores_of_a_mixture_by_hand():
@@ -80,4 +80,6 @@ def test_one_seed_is_its_posterior(ensemble, batches):
     mixture = one.evaluate(batches.x, batches.y, 4)
     torch.manual_seed(2)
     own = one.posteriors[0].evaluate(batches.x, batches.y, 4)
-    assert mixture == {key: pytest.approx(own[f"{key}_ensemble"]) for key in ("nll", "rmse")}
+    for key in ("nll", "rmse"):
+        assert mixture[key] == pytest.approx(own[f"{key}_ensemble"])
+        assert mixture[f"{key}_error"] == pytest.approx(own[f"{key}_ensemble_error"])

@@ -115,9 +115,24 @@ def test_default_rules():
         "bc-ghs": LogScale,
         "dense": Connected,
     }
-    assert {kind: type(default_rule(posterior(cls).model)) for kind, cls in KINDS.items()} == (
-        expected
-    )
+    for kind, rule in expected.items():
+        of = posterior(KINDS[kind])
+        with torch.no_grad():
+            for parameter in of.guide.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        keep, own = of.keep(rule()), of.keep()
+        assert all(torch.equal(mask, keep[name]) for name, mask in own.items())
+
+
+def test_a_rule_of_ones_own_for_a_model():
+    class Mine(models.SpikeSlabGaussian):
+        pass
+
+    @default_rule.register
+    def _(model: Mine):
+        return TopK(importance.magnitude, 2)
+
+    assert int(posterior(Mine).keep()["fc1"].sum()) == 2
 
 
 # -- noise -----------------------------------------------------------------------------------------

@@ -235,24 +235,27 @@ def test_export(run, tmp_path):
     assert "fc1 8" in output
     assert "masked against compact" in output
     names = {path.name for path in (tmp_path / "small").iterdir()}
-    assert names == {"config.json", "model.safetensors", "load.py", "README.md"}
+    assert names == {"config.json", "model.pt2", "model.safetensors", "dense.pt2", "README.md"}
 
 
 def test_export_in_every_format_and_bench(run, tmp_path, monkeypatch):
     small = tmp_path / "small"
-    output = succeed("export", run, "--out", small, "--onnx", "--pt2", "--draws", 3)
+    output = succeed("export", run, "--out", small, "--int8", "--pt2", "--draws", 3)
     assert "fc1 8" in output
     names = {path.name for path in small.iterdir()}
-    files = {"config.json", "model.safetensors", "load.py", "README.md", "model.onnx", "model.pt2"}
-    assert names == files | {"bench.json", "bench.png"}
+    files = {"config.json", "README.md", "model.pt2", "model.safetensors", "dense.pt2"}
+    files |= {"model.onnx", "model-int8.onnx", "bench.json", "bench.png"}
+    assert names == files
     card = (small / "README.md").read_text()
     assert "3 plain torch networks in one" in card
     assert "| 256 | ONNX Runtime |" in card
+    assert "| 256 | ONNX Runtime → ONNX Runtime, int8 |" in card
+    assert "Int8: weights and activations in 8 bits" in card
     # The folder says what the dense network was: no data, no run.
     monkeypatch.delenv("PYRO_SPARSE_DATA", raising=False)
     before = (small / "model.safetensors").read_bytes()
     output = succeed("bench", small, "--batches", "2,5", "--seconds", 0.01)
-    assert [row["batch"] for row in read(small / "bench.json")["ratios"]] == [2] * 3 + [5] * 3
+    assert [row["batch"] for row in read(small / "bench.json")["ratios"]] == [2] * 4 + [5] * 4
     assert "speed-up" in output
     assert "torch → ONNX" in output
     assert str(small / "bench.png") in output
@@ -287,7 +290,7 @@ def test_bench_of_a_run(run, monkeypatch):
         (["--net", "mlp:8-x"], "expected widths such as mlp:400-400"),
         (["--inclusion-probability", "0"], "inclusion_probability strictly between 0 and 1"),
         (["--inclusion-probability", "1.5"], "inclusion_probability strictly between 0 and 1"),
-        (["--inclusion-probability", "few"], "'--inclusion-probability'"),
+        (["--inclusion-probability", "few"], "inclusion_probability to be a number"),
         (["--slab-scale", "-1"], "positive, finite slab_scale, got -1"),
         (["--initial-scale", "-0.1"], "positive initial_scale"),
         (["--lr", "-1"], "positive lr, got -1"),
@@ -402,8 +405,6 @@ def test_what_cannot_be_timed(run, tmp_path):
     assert "'--threads'" in fail("bench", run, "--threads", "0")
     assert "positive number of seconds" in fail("bench", run, "--seconds", "-1")
     assert not (run / "bench.json").exists()
-    export.save(mlp([3, 2]), tmp_path / "other")
-    assert "does not say what its network takes" in fail("bench", tmp_path / "other")
     export.save(mlp([3, 2]), tmp_path / "third", example=torch.zeros(1, 3))
     assert "does not say which full-size network" in fail("bench", tmp_path / "third")
     (tmp_path / "config.json").write_text("{")

@@ -27,7 +27,7 @@ def test_export(folder, digits, tmp_path):
 
 
 def test_export_says_how_good_each_network_is(folder, tmp_path):
-    done = write_export(folder, tmp_path / "small", pt2=True, draws=4)
+    done = write_export(folder, tmp_path / "small", draws=4)
     assert (tmp_path / "small" / "model.pt2").is_file()
     summary = read(folder / "summary.json")
     scores = read(tmp_path / "small" / "config.json")["metadata"]["scores"]
@@ -46,13 +46,16 @@ def test_export_says_how_good_each_network_is(folder, tmp_path):
     assert again["scores"]["ensemble"] == pytest.approx(scores["ensemble"])
     outputs = export.load(tmp_path / "small")(dataset.test.x)
     assert outputs.shape == (4, len(dataset.test), 10)
+    tested = read(tmp_path / "small" / "config.json")["test"]
+    assert tested["rows"] == len(dataset.test)
     right = (outputs.softmax(-1).mean(0).argmax(-1) == dataset.test.y).double().mean()
     assert scores["exported"]["accuracy"] == pytest.approx(float(right))
+    assert tested["scores"]["pt2"]["accuracy"] == pytest.approx(float(right))
 
 
 @pytest.mark.parametrize("name", ["ss-ig", "sbp"])
 def test_export_of_a_regression_knows_the_noise(name, tmp_path):
-    diabetes = data.load("diabetes")
+    diabetes = data.load("diabetes", validation=0.05)
     settings = settings_for(name, "diabetes", net="mlp:4", epochs=2)
     experiment.run(settings, tmp_path / "run", dataset=diabetes, progress=False, figures=False)
     one = write_export(tmp_path / "run", tmp_path / "one")

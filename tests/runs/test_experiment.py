@@ -16,6 +16,7 @@ from pyro_sparse.infer import read_json as read
 from pyro_sparse.posterior import Posterior
 from pyro_sparse.runs import experiment
 from pyro_sparse.runs.experiment import Settings, settings_for
+from pyro_sparse.runs.settings import SIZES
 
 TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 SCORED = ("ensemble", "compact")
@@ -30,7 +31,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def diabetes():
-    return data.load("diabetes")
+    return data.load("diabetes", validation=0.05)
 
 
 def nothing_kept(**options):
@@ -44,11 +45,35 @@ def nothing_kept(**options):
 # -- settings ------------------------------------------------------------------------------------
 
 
-def test_defaults_by_data_set():
-    digits, table = settings_for("ss-ig", "digits"), settings_for("ss-ig", "csv:some.csv")
-    assert digits.net.startswith("mlp:")
-    assert digits.epochs >= 1
-    assert table.net != digits.net
+@pytest.mark.parametrize(
+    ("n", "shape", "net", "epochs", "batch_size", "inclusion_stop"),
+    [
+        (60_000, (1, 28, 28), "mlp:400-400", 60, 256, 0.22),
+        (1438, (1, 8, 8), "mlp:100-100", 120, 64, 1.0),
+        (277, (6,), "mlp:50", 300, 32, 1.0),
+        (1440, (11,), "mlp:50", 300, 32, 1.0),
+        (50_000, (3, 32, 32), "resnet20", 300, 128, 1.0),
+    ],
+    ids=["mnist", "digits", "yacht", "wine", "cifar10"],
+)
+def test_defaults_by_size(n, shape, net, epochs, batch_size, inclusion_stop):
+    """The figures that were measured, of docs/schedule.md, by size and not by name."""
+    x, y = torch.zeros(1, *shape).expand(n, *shape), torch.zeros(n, dtype=torch.int64)
+    part, none = data.Split(x, y), data.Split(x[:0], y[:0])
+    dataset = data.Dataset("any", "classification", part, none, part, 10, None, {})
+    settings = settings_for("ss-ig", dataset)
+    assert (settings.net, settings.epochs, settings.batch_size) == (net, epochs, batch_size)
+    assert settings.inclusion_stop == inclusion_stop
+
+
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
+def test_sizes_that_are_known_are_those_of_the_data(name):
+    dataset = data.load(name, validation=0.1)
+    assert SIZES[name] == (len(dataset.train) + len(dataset.validation), dataset.input_shape)
+
+
+def test_what_is_given_counts():
+    digits = settings_for("ss-ig", "digits")
     # What is not given keeps its default, what is given counts.
     assert settings_for("ss-ig", "digits", epochs=None, lr=1.0) == dataclasses.replace(
         digits, lr=1.0
@@ -101,10 +126,26 @@ def test_run_folder(folder):
     assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
     assert all(math.isfinite(line["validation_elbo_per_datum"]) for line in lines)
     kept = {path.name for path in (folder / "checkpoint").iterdir()}
-    assert kept == {"last.safetensors", "best.safetensors", "lock"}
+    assert kept - {"lock"} == {"last.safetensors", "best.safetensors"}
     for name in ("training", "inclusion", "strips", "units", "network", "fields"):
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_ensembles_temperature(folder, digits):
+    """Fitted on validation rows, a number that is given, or 1 where there are no rows."""
+    settings, dataset, posterior = experiment.load(folder)
+    found = experiment.ensemble_temperature(settings, posterior, dataset)
+    assert found == read(folder / "summary.json")["temperature"] != 1
+    given = dataclasses.replace(settings, ensemble_temperature=0.7)
+    assert experiment.ensemble_temperature(given, posterior, dataset) == 0.7
+    empty = dataclasses.replace(
+        dataset, validation=data.Split(digits.test.x[:0], digits.test.y[:0])
+    )
+    assert experiment.ensemble_temperature(settings, posterior, empty) == 1
+    wrong = dataclasses.replace(settings, ensemble_temperature="cold")
+    with pytest.raises(ValueError, match="number or 'validation', got 'cold'"):
+        experiment.ensemble_temperature(wrong, posterior, dataset)
 
 
 def test_the_same_seed_gives_the_same_run(folder, digits, tmp_path):
@@ -122,7 +163,9 @@ def test_regression(diabetes, tmp_path):
     settings = settings_for("ss-gl", "diabetes", prune_inputs=True, **TINY)
     out = tmp_path / "run"
     summary = experiment.run(settings, out, dataset=diabetes, progress=False, figures=False)
-    assert set(summary) == KEYS | {f"{score}_{of}" for score in ("rmse", "nll") for of in SCORED}
+    assert set(summary) == KEYS | {
+        f"{score}_{of}{end}" for score in ("rmse", "nll") for of in SCORED for end in ("", "_error")
+    }
     assert summary["units"] == {"input": 10, "fc1": 8}
     # In the unit of the target, whose standard deviation is 77: an untrained net is near that.
     assert 30 < summary["rmse_compact"] < 120
@@ -323,13 +366,11 @@ def test_of_a_run_without_checkpoint(folder, tmp_path):
 
 
 def test_recipe_for_residual_networks():
-    settings = experiment.settings_for("ss-gl", "folder:photos")
-    other = experiment.settings_for("ss-gl", "cifar10")
-    assert dataclasses.replace(other, data="folder:photos") == settings
+    settings = experiment.settings_for("ss-gl", "cifar10")
     assert (settings.net, settings.epochs, settings.batch_size) == ("resnet20", 300, 128)
     assert (settings.optimizer, settings.lr, settings.schedule) == ("sgd", 0.1, "steps")
-    assert (settings.clip_norm, settings.slab_scale) == (1.0, 0.2)
-    assert settings.inclusion_probability == 1e-4
+    assert (settings.clip_norm, settings.model_options["slab_scale"]) == (1.0, 0.2)
+    assert settings.model_options["inclusion_probability"] == 1e-4
     assert settings.augment
 
 
@@ -389,3 +430,42 @@ def test_the_dense_network_has_a_size_where_what_it_computes_overflows():
     everything = {group.name: torch.ones(group.size, dtype=torch.bool) for group in model.graph}
     with pytest.raises(RuntimeError, match="differs from the masked one by nan"):
         export.compact(posterior, everything)
+
+
+# -- the data of a run -----------------------------------------------------------------------------
+
+
+def write_table(path, scale=1.0, order=1, flip=False):
+    """Two columns and a class, in one of two forms of everything that may change."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 2, generator=generator)
+    lines = [f"{a * scale:.6f},{b:.6f},{int((a + b > 0) != flip)}" for a, b in rows.tolist()]
+    path.write_text("\n".join(["first,second,y", *lines[::order]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"scale": 1000.0}, "preprocessing: inputs"),
+        ({"order": -1}, "train: digest"),
+        ({"flip": True}, "train: digest"),
+    ],
+    ids=["unit", "rows", "labels"],
+)
+def test_other_data_than_those_of_training_are_refused(change, named, tmp_path):
+    path, out = tmp_path / "table.csv", tmp_path / "run"
+    write_table(path)
+    settings = settings_for("dense", f"csv:{path}", net="mlp:4", epochs=1)
+    dataset = experiment.load_data(settings, None)
+    experiment.run(settings, out, dataset=dataset, progress=False, figures=False)
+    about = read(out / "data.json")
+    assert about["features"] == ["first", "second"]
+    assert about["train"]["rows"] == len(dataset.train)
+    experiment.load(out)
+    write_table(path, **change)
+    with pytest.raises(ValueError, match=f"not those that it was trained on.*{named}"):
+        experiment.load(out)
+    with pytest.raises(ValueError, match=named):
+        experiment.run(
+            settings, out, dataset=experiment.load_data(settings, None), resume=True, progress=False
+        )

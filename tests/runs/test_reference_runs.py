@@ -24,7 +24,7 @@ def test_defaults_by_model():
     assert settings_for("bmrs", "digits").rule == "bmrs-n"
     assert settings_for("sbp", "digits").rule is None
     bmr = settings_for("bmr", "digits")
-    assert (bmr.passes, bmr.initial_scale) == (30, 0.1)
+    assert (bmr.passes, bmr.guide_options["initial_scale"]) == (30, 0.1)
     for model in ("magnitude", "random", "shapley"):
         assert settings_for(model, "digits").passes == 1
     assert settings_for("dense", "digits").passes == 0
@@ -35,20 +35,22 @@ def test_defaults_by_model():
 
 def test_options_that_a_model_does_not_take():
     """Left out where several models share a command line, refused where one is meant."""
-    assert settings_for("sbp", "digits", variance="full").variance == "tied"
-    assert not settings_for("bmr", "digits", prune_inputs=True).prune_inputs
-    with pytest.raises(ValueError, match=r"sbp has no --variance; it takes --noise-draws"):
+    assert "variance" not in settings_for("sbp", "digits", variance="full").guide_options
+    assert "prune_inputs" not in settings_for("bmr", "digits", prune_inputs=True).model_options
+    with pytest.raises(ValueError, match=r"sbp has no option variance; it takes .*noise_draws"):
         settings_for("sbp", "digits", strict=True, variance="full")
-    with pytest.raises(ValueError, match="bmr has no --prune-inputs"):
+    with pytest.raises(ValueError, match="bmr has no option prune_inputs"):
         settings_for("bmr", "digits", strict=True, prune_inputs=True)
-    with pytest.raises(ValueError, match="dense has no --slab-scale; it takes --prior-scale"):
+    with pytest.raises(ValueError, match="dense has no option slab_scale; it takes prior_scale"):
         settings_for("dense", "digits", strict=True, slab_scale=2.0)
-    # The default value asks for nothing, what is taken passes, what all take does, too.
-    assert settings_for("sbp", "digits", strict=True, variance="tied").variance == "tied"
+    with pytest.raises(ValueError, match=r"unknown option 'varience'\. Did you mean variance"):
+        settings_for("ss-ig", "digits", varience="full")
+    # What is taken passes, what all take does, too.
     strict = settings_for(
         "sbp", "digits", strict=True, noise_draws="example", prune_inputs=True, lr=0.1
     )
-    assert (strict.noise_draws, strict.prune_inputs, strict.lr) == ("example", True, 0.1)
+    assert strict.guide_options["noise_draws"] == "example"
+    assert (strict.model_options["prune_inputs"], strict.lr) == (True, 0.1)
 
 
 # -- runs ------------------------------------------------------------------------------------------

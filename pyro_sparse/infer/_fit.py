@@ -23,18 +23,18 @@ from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 
-from .allocator import keep_freed_memory
+from ._lower_bound import lower_bound
 from .checkpoint import State, write_checkpoint
 from .divergence import Divergence
 from .elbo import ELBO
 from .folder import RunFolder
 from .identity import identity
-from .lower_bound import lower_bound
 from .memory import check_memory, kept_bytes, memory_need
 from .processes import launch, make_fabric, on_first, share, unify
 from .recipe import FusedAdam, Recipe
 from .schedules import Schedule
 from .stopping import StopRequest
+from .supports import keep_supports
 from .training import RETRY_FACTOR, Run, Training, length
 
 if TYPE_CHECKING:
@@ -114,18 +114,21 @@ def fit(
         epochs: passes over the data.
         lr: learning rate of the weights' locations and variances.
         inclusion_lr: learning rate of the inclusion logits, 10 ``lr`` by default: they have to move
-            by several units while the weights move by hundredths.
+            by several units while the weights move by hundredths; 4 ``lr`` where probabilities are
+            the question, see ``kl_weight``.
         scale_lr: learning rate of log-normal scales and precisions, 5 ``lr`` by default.
         optimizer: makes the optimiser from parameter groups that have their ``lr``; Adam by
             default.
         schedule: factor on the learning rates by progress in [0, 1], see
             :mod:`pyro_sparse.infer.schedules`; ``cosine(hold=0.4)`` by default.
-        inclusion_schedule: the same for the inclusion logits, ``schedule`` by default. One that
-            ends early decides the units early and keeps them.
-        kl_weight: weight of the KL by progress in [0, 1], by default
+        inclusion_schedule: the same for the inclusion logits. One that ends early decides the units
+            early and keeps them.
+        kl_weight: weight of the KL by progress in [0, 1]. Where probabilities are the question
+            (inputs are selected, or data are few: ``model.asks_for_probabilities``) it is 1
+            throughout by default, the evidence lower bound, and the inclusion logits' rate rises
+            from 0 to ``schedule`` between a tenth and three tenths of training. Elsewhere it is
             ``ramp(cheap(num_data), hold=0.2, change=0.4)``: units polarise while the KL is cheap,
-            and the last 40 % of training maximise the evidence lower bound. ``constant()`` is that
-            bound throughout.
+            and the last 40 % of training maximise the bound.
         clip_norm: largest norm of the gradient of the loss per example.
         num_particles: draws of the guide a step.
         local_reparameterisation: see :mod:`pyro_sparse.infer.local_reparameterisation`.
@@ -197,8 +200,6 @@ def fit(
         fabric = make_fabric()
     launch(fabric)
     shared = share(loader, fabric)
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
     elbo = ELBO(num_particles, local_reparameterisation=local_reparameterisation)
     if fabric.strategy.precision.precision == "32-true":  # as the estimate is made
         device = model.output_scale.device
@@ -257,6 +258,8 @@ def fit(
             if held_out is not None:
                 bound = lower_bound(model, guide, held_out, draws=VALIDATION_DRAWS, seed=seed)
                 metrics["validation_elbo_per_datum"] = bound.value / model.num_data
+            if metrics["epoch"] == epochs:
+                keep_supports(model, guide, loader, seed)
             training.keep(metrics)
             if retries or folder is not None:
                 state = training.state()
