@@ -317,7 +317,10 @@ def enumerate_supports(
     gram, moment, total = columns.T @ columns, columns.T @ target, target @ target
     tau, weight = _precisions(likelihood, gram, moment, total, freedom)
     always = np.flatnonzero(problem.prior.logits == math.inf)
-    supports, evidence, means, squares = [], [], [], []
+    supports: list[np.ndarray] = []
+    evidence: list[np.ndarray] = []
+    means: list[np.ndarray] = []
+    squares: list[np.ndarray] = []
     for size in range(len(free) + 1):
         chosen = itertools.combinations(free, size)
         while batch := list(itertools.islice(chosen, 512)):
