@@ -415,8 +415,9 @@ def test_trace_mean_field_elbo_refuses_the_hard_guide() -> None:
     """Its inclusion has no pathwise gradient: Pyro's check sees the score term."""
 
     def guide() -> None:
+        logits = PARAMETERS["logits"].clone().requires_grad_()
         slab = dist.Normal(PARAMETERS["loc"], 1.0).to_event(1)
-        pyro.sample("w", SpikeAndSlab(logits=PARAMETERS["logits"], slab=slab).to_event(1))
+        pyro.sample("w", SpikeAndSlab(logits=logits, slab=slab).to_event(1))
 
     with pytest.raises(NotImplementedError, match="fully reparameterized"):
         TraceMeanField_ELBO().differentiable_loss(toy_model, guide)
