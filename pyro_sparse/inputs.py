@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["Example", "Inputs", "named_tensors"]
 
@@ -70,9 +70,8 @@ class Inputs:
 
     @property
     def tensors(self) -> list[Tensor]:
-        found: list[Tensor] = []
-        self.map(lambda value: found.append(value) or value)
-        return found
+        leaves = tree_leaves((self.args, self.kwargs))
+        return [value for value in leaves if isinstance(value, Tensor)]
 
     @property
     def batch(self) -> int:

@@ -38,7 +38,7 @@ __all__ = [
 
 def is_transformed() -> bool:
     """Whether torch.func or the JIT look on, to which functions of their own are closed boxes."""
-    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def broadcast_floating(*values: Tensor | float) -> tuple[Tensor, ...]:

@@ -44,9 +44,10 @@ def input_of(net: nn.Module, example: Example | Inputs | None) -> Inputs:
     """
     if example is None:
         example = getattr(net, "example", None)
-    if example is None and getattr(net, "input_shape", None) is not None:
+    shape: Any = getattr(net, "input_shape", None)
+    if example is None and shape is not None:
         floating = [value.dtype for value in net.parameters() if value.is_floating_point()]
-        example = torch.zeros(2, *net.input_shape, dtype=floating[0] if floating else None)
+        example = torch.zeros([2, *shape], dtype=floating[0] if floating else None)
     if example is None:
         raise ValueError(
             "a file needs an example input: pass example=, a tensor (batch, ...), a tuple of them "

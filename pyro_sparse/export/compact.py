@@ -461,14 +461,15 @@ class _Compaction:
         self, masks: dict[str, Tensor], report: dict[str, Any], folded: list[_Fold]
     ) -> nn.Module:
         """The network's graph with the numbers of what is left, as a module."""
-        graph, root = self.captured.graph, dict(self.captured.tensors)
+        graph = self.captured.graph
+        root: dict[str, Any] = dict(self.captured.tensors)
         names = {node: self._name(node) for node in graph.nodes if node.op == "get_attr"}
         constants = self._constants()
         for step in self.analysis.steps:
             inside = step.node not in self.analysis.outside and step.node != self.analysis.anchor
             call = None
             if inside and not self.status.get(step.node):
-                call = self.removal.rewritten(step)
+                call = self.removal.rewritten(step, operation_of(step.node.target))
             if call is not None:
                 step.node.target, step.node.args, step.node.kwargs = call
         for read in self.walk.reads:
@@ -688,15 +689,16 @@ def _fit(work: _Compaction, small: nn.Module, step: Step) -> None:
         module.groups = changed["groups"]
 
 
-def _fit_to_parameters(module: nn.Module) -> None:
+def _fit_to_parameters(module: Any) -> None:
     """Set a module's sizes to those of its parameters."""
-    if isinstance(module, nn.Linear) and isinstance(module.weight, Tensor):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.weight, Tensor):
-        rows, columns = module.weight.shape[:2]
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear) and isinstance(weight, Tensor):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
+        rows, columns = weight.shape[:2]
         columns *= module.groups
         if module.transposed:
-            rows, columns = module.weight.shape[0], module.weight.shape[1] * module.groups
+            rows, columns = weight.shape[0], weight.shape[1] * module.groups
             module.in_channels, module.out_channels = rows, columns
         else:
             module.out_channels, module.in_channels = rows, columns
@@ -762,7 +764,7 @@ def _sizes(work: _Compaction) -> Iterator[_Size]:
     paths = {path for path, _ in work.full.named_modules()}
     for step in work.analysis.steps:
         inside = step.node not in work.analysis.outside and step.node is not work.analysis.anchor
-        call = work.removal.rewritten(step) if inside else None
+        call = work.removal.rewritten(step, operation_of(step.node.target)) if inside else None
         if call is None or step.layer not in paths:
             continue
         note(
@@ -863,7 +865,10 @@ class _Fold:
         weight, bias = get(self.weight), get(self.bias)
         fuse: Any = fuse_linear_bn_weights if weight.ndim == 2 else fuse_conv_bn_weights
         more = {} if weight.ndim == 2 else {"transpose": self.transposed}
-        return fuse(weight, bias, mean, variance, self.eps, scale, shift, **more)  # type: ignore[no-any-return]
+        fused: tuple[Tensor, Tensor] = fuse(
+            weight, bias, mean, variance, self.eps, scale, shift, **more
+        )
+        return fused
 
     def in_place(self, net: nn.Module, graph: Graph) -> None:
         own = dict(net.named_parameters()) | dict(net.named_buffers())

@@ -94,9 +94,11 @@ def _names(net: nn.Module, inputs: Inputs) -> tuple[str, ...]:
         return ("input",)
     parameters = list(inspect.signature(net.forward).parameters)
     names = []
-    for (which, first, *rest), value in tree_flatten_with_path((inputs.args, inputs.kwargs))[0]:
+    for path, value in tree_flatten_with_path((inputs.args, inputs.kwargs))[0]:
+        keys: tuple[Any, ...] = path
+        which, first, *rest = keys
         if isinstance(value, Tensor):
-            place = getattr(first, "key", getattr(first, "idx", 0))
+            place: Any = getattr(first, "key", getattr(first, "idx", 0))
             if which.idx == 0:
                 place = parameters[place] if place < len(parameters) else f"input_{place}"
             more = [str(getattr(key, "key", getattr(key, "idx", ""))) for key in rest]

@@ -378,7 +378,7 @@ def _check(analysis: Analysis) -> None:
             removal, failed = Removal(walk, gone), False
             for step in inside:
                 try:
-                    removal.rewritten(step)
+                    removal.rewritten(step, operation_of(step.node.target))
                 except ValueError as error:
                     failed = True
                     for value in (*step.followed, *parts(walk.values[step.node])):

@@ -274,13 +274,14 @@ def without_weight_norm(net: nn.Module) -> nn.Module:
     """
     kind = nn.utils.parametrizations._WeightNorm
 
-    def found(net: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    def found(net: nn.Module) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Modules of which all parametrisations are weight normalisations, by tensor."""
         for module in net.modules():
             made = dict(getattr(module, "parametrizations", {}))
             if made and all(len(p) == 1 and isinstance(p[0], kind) for p in made.values()):
                 yield module, made
-            for hook in module._forward_pre_hooks.values():
+            hooks: list[Any] = list(module._forward_pre_hooks.values())
+            for hook in hooks:
                 if type(hook).__name__ == "WeightNorm" and hasattr(hook, "compute_weight"):
                     yield module, {hook.name: None}
 
@@ -295,7 +296,7 @@ def without_weight_norm(net: nn.Module) -> nn.Module:
             # By hand: torch would take the property off a class that the copy shares.
             weight = getattr(module, name).detach()
             trained = any(value.requires_grad for value in made.parameters())
-            del module.parametrizations[name]  # type: ignore[operator]
+            del module.parametrizations[name]
             module.__dict__.setdefault("_folded", {})[name] = nn.Parameter(weight, trained)
         if "_folded" in module.__dict__:
             del module.parametrizations

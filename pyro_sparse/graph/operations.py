@@ -1211,22 +1211,27 @@ class Matrices(Contraction):
 
     layer = True
 
+    @staticmethod
+    def _factors(step: Step) -> tuple[Any, Any]:
+        values: Any = step.walk.values
+        first, second = (values.get(node) for node in step.node.args[:2])
+        return first, second
+
     def follow(self, step: Step) -> Value:
-        node = step.node.args[1]
-        weight = step.walk.values.get(node)
+        _source, weight = self._factors(step)
         if isinstance(weight, Weight) and len(weight.shape) == 2 and len(step.inputs[0].shape) > 1:
             return self.linear(step, weight)
         return super().follow(step)
 
     def linear(self, step: Step, weight: Weight) -> Value:
-        source, turned = step.walk.value(step.node.args[0]), _turned(weight)
+        source, turned = self._factors(step)[0], _turned(weight)
         step.read("linear", source, len(source.shape) - 1, turned, 1, None)
         return step.written(step.rows("linear", turned, 0), len(step.shape) - 1)
 
     def products(self, step: Step, width: Widths) -> Iterator[Product]:
-        weight = step.walk.values.get(step.node.args[1])
+        source, weight = self._factors(step)
         if isinstance(weight, Weight):
-            source, output = step.walk.value(step.node.args[0]), step.walk.values[step.node]
+            output = step.walk.values[step.node]
             last = len(output.shape) - 1
             yield Product(
                 positions(output.shape[:-1]),
@@ -1311,8 +1316,8 @@ class Attention(Contraction):
         emission = unknown(len(out))
         if _silent(values[2]):
             emission = torch.zeros([1] * len(out), dtype=step.output.dtype)
-        line = labels.reshape([*[1] * (len(out) - 1), -1])
-        return Value(step.shape, line, emission, values[2].open)
+        labels = labels.reshape([*[1] * (len(out) - 1), -1])
+        return Value(step.shape, labels, emission, values[2].open)
 
     def products(self, step: Step, width: Widths) -> Iterator[Product]:
         query, key, _value = self.letters(step)[1]

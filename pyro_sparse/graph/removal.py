@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operations import Movement, operation_of
 from .units import Value
 from .walk import Step, Walk, parts
 
@@ -71,12 +70,14 @@ class Removal:
             shape[cut[0]] = len(cut[1])
         return torch.Size(shape)
 
-    def rewritten(self, step: Step) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+    def rewritten(
+        self, step: Step, operation: Any
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
         """Target and arguments for what is left; None where the operation can stay as it is.
 
+        :param operation: what is known of the step's operation, None for nothing.
         :raises ValueError: where it cannot be made to give what is left of its output.
         """
-        operation = operation_of(step.node.target)
         outputs = list(parts(self.walk.values.get(step.node)))
         if operation is None or not outputs or all(self.empty(value) for value in outputs):
             return None
@@ -84,16 +85,16 @@ class Removal:
         if all(bool(self.stays(value.labels).all()) for value in values):
             return None
         changed = operation.shrunk(step, self)
-        call = None
+        call: tuple[Any, Any, Any] | None = None
         if changed and "target" in changed:
             call = changed["target"], changed["args"], {}
         elif changed:
             call = step.node.target, *step.arguments(**changed)
-        if isinstance(operation, Movement):
+        if operation.moves:
             self._check(step, operation, call, outputs)
         return call
 
-    def _check(self, step: Step, operation: Movement, call: Any, outputs: list[Value]) -> None:
+    def _check(self, step: Step, operation: Any, call: Any, outputs: list[Value]) -> None:
         try:
             found = operation.moved(step, self.left, call)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:

@@ -359,6 +359,7 @@ class Step:
             return substitute(value)
 
         target, args, kwargs = call or (self.node.target, self.node.args, self.node.kwargs)
+        assert callable(target)
         return target(*fx.map_arg(args, argument), **fx.map_arg(kwargs, argument))
 
     def emitted(self, *, full: bool = False) -> Tensor:

@@ -128,9 +128,9 @@ class Recipe:
         kinds = {kind: chosen for kind, chosen in guide.parameters_by_kind().items() if chosen}
         self.optimizer = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
         self.clip_norm = clip_norm
+        self._kinds = list(kinds)
         self._how = [how[kind] for kind in kinds]
         self._guide = guide if isinstance(guide, SpikeSlabGuide) else None
-        self._moves = how["inclusion"][1]
         self._kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
 
     def described(self) -> dict[str, Any]:
@@ -153,8 +153,10 @@ class Recipe:
             elbo: whose ``kl_weight`` is set.
             factor: on all learning rates.
         """
-        for group, (rate, schedule) in zip(self.optimizer.param_groups, self._how, strict=True):
-            group["lr"] = factor * rate * schedule(progress)
         elbo.kl_weight = self._kl_weight(progress)
-        if self._guide is not None and self._moves(progress) > 0.01:
-            self._guide.note_kl_weight(elbo.kl_weight)
+        groups = zip(self.optimizer.param_groups, self._how, strict=True)
+        for kind, (group, (rate, schedule)) in zip(self._kinds, groups, strict=True):
+            share = schedule(progress)
+            group["lr"] = factor * rate * share
+            if kind == "inclusion" and self._guide is not None and share > 0.01:
+                self._guide.note_kl_weight(elbo.kl_weight)

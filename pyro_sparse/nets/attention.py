@@ -84,13 +84,13 @@ class NarrowAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention``."""
-        inputs = (query, key, value)
+        inputs = [query, key, value]
         if not self.batch_first and query.dim() == 3:
-            inputs = tuple(part.transpose(0, 1) for part in inputs)
+            inputs = [part.transpose(0, 1) for part in inputs]
         weights = self.in_proj_weight.chunk(3)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         # (..., heads, tokens, head width)
-        parts = [
+        heads, keys, values = [
             F.linear(part, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
             for part, weight, bias in zip(inputs, weights, biases, strict=True)
         ]
@@ -110,7 +110,7 @@ class NarrowAttention(nn.MultiheadAttention):
                 for part in masks
             ]
             mask = functools.reduce(torch.add, added)
-        attended = F.scaled_dot_product_attention(*parts, attn_mask=mask)
+        attended = F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask)
         output = self.out_proj(attended.transpose(-3, -2).flatten(-2))
         if not self.batch_first and query.dim() == 3:
             output = output.transpose(0, 1)

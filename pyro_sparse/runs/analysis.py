@@ -150,7 +150,7 @@ def analyse(
     title, measure = unit_measure(posterior)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        how = {"num_samples": draws, "keep": keep, "target_scale": scale}
+        how: dict[str, Any] = {"num_samples": draws, "keep": keep, "target_scale": scale}
         scores = posterior.evaluate(test.x, test.y, **how, temperature=temperature)
         both = posterior.calibration(test.x, test.y, **how, temperature=temperature)
         apart = None

@@ -242,6 +242,7 @@ def bench(
             f"expected 1 to {cores} threads, as many as there are cores, got {threads}"
         )
     exported = _is_exported(folder)
+    example: Any
     if exported:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)

@@ -338,6 +338,7 @@ def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None
         for entry, own in values.items():
             if own:
                 several = list(own.values())
+                error: float | None
                 if several[1:]:
                     error = statistics.stdev(several) / math.sqrt(len(several))
                 else:

@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import warnings
 import matplotlib
-import pyro, pyro.infer.autoguide, torch
+import pyro, pyro.infer.autoguide, scipy.special, torch  # scipy.special adds a filter of its own
 from torch.distributions import biject_to, kl, transform_to
 
 def state():

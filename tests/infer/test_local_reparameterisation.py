@@ -311,10 +311,10 @@ class Twice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.again, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.first, self.again, self.out = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.tanh(self.again(torch.tanh(self.again(x)))))
+        return self.out(torch.tanh(self.again(torch.tanh(self.again(self.first(x))))))
 
 
 class Positions(nn.Module):
@@ -371,7 +371,7 @@ class TestExpectations:
         assert values(net, variance="full") == {"fc1.rows": True, "out.rows": True}
         # The score needs the joint draw; a layer that is applied twice one and the same.
         assert values(net, inclusion="score") == {"fc1.rows": False, "out.rows": True}
-        assert values(Twice()) == {"again.rows": False, "out.rows": True}
+        assert values(Twice()) == {"first.rows": False, "out.rows": True}
 
     def test_networks_without_bias(self):
         torch.manual_seed(0)
