@@ -709,8 +709,10 @@ def _fit_to_parameters(module: Any) -> None:
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.RNNBase) and not module.proj_size:
-        module.hidden_size = module.weight_hh_l0.shape[1]
-        module.input_size = module.weight_ih_l0.shape[1]
+        recurrent: Any = module.weight_hh_l0
+        incoming: Any = module.weight_ih_l0
+        module.hidden_size = recurrent.shape[1]
+        module.input_size = incoming.shape[1]
         module._init_flat_weights()
 
 

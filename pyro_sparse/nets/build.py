@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_sparse.inputs import named_tensors
 from pyro_sparse.names import nearest
 
 from .lenet import lenet5_caffe
@@ -126,10 +127,8 @@ def _from_factory(
         ) from error
     finally:
         net.train(training)
-    shape = getattr(output, "shape", None)
-    if shape != (2, outputs):
-        raise ValueError(
-            f"expected {spec} to return (2, {outputs}) for two inputs, got "
-            f"{type(output).__name__ if shape is None else tuple(shape)}"
-        )
+    shapes = [tuple(value.shape) for value in named_tensors(output).values()]
+    if (2, outputs) not in shapes:
+        got = ", ".join(map(str, shapes)) or type(output).__name__
+        raise ValueError(f"expected {spec} to return (2, {outputs}) for two inputs, got {got}")
     return net

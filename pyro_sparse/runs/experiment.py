@@ -77,6 +77,9 @@ def build(
             net = nets.build(settings.net, dataset.input_shape, dataset.outputs)
     make_model = options.model_class(entry)
     make_guide = options.guide_maker(settings.guide, make_model)
+    # Defaults are left to the constructors: a class may decide one of its parent's options itself.
+    for_model = options.of_model(entry).chosen(settings.model_options)
+    for_guide = options.of_guide(settings.guide, entry).chosen(settings.guide_options)
     try:
         model = make_model(
             net,
@@ -85,14 +88,14 @@ def build(
             if dataset.classes
             else likelihoods.Normal(rate=settings.noise_rate),
             num_data=len(dataset.train),
-            **settings.model_options,
+            **for_model,
         )
         if make_guide is guides.Automatic:
             own = guides.for_model(model)
-            return model, make_guide(model, settings.guide, own, **settings.guide_options)
-        return model, make_guide(model, **settings.guide_options)
+            return model, make_guide(model, settings.guide, own, **for_guide)
+        return model, make_guide(model, **for_guide)
     except TypeError as error:
-        given = {**settings.model_options, **settings.guide_options}
+        given = {**for_model, **for_guide}
         raise ValueError(f"{settings.model} cannot be made with {given}: {error}") from error
 
 

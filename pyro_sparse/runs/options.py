@@ -82,6 +82,15 @@ class Options:
         """The value that ``text`` means for an option; ``ValueError`` says what it may be."""
         return parse_value(self.known[name].hint if name in self.known else None, text)
 
+    def chosen(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The options that are not their defaults."""
+        unless = {name: one.default for name, one in self.known.items()}
+        return {
+            name: value
+            for name, value in given.items()
+            if name not in unless or value != unless[name]
+        }
+
     def resolved(self, given: dict[str, Any]) -> dict[str, Any]:
         """What decides: the options given, and the defaults of all others, for config.json.
 

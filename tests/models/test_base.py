@@ -219,11 +219,13 @@ def test_constant_inclusion_probability():
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_parameters_in_no_group_are_refused(cls):
+def test_parameters_that_nothing_reads_are_left_alone(cls):
     net = mlp([3, 5, 2])
-    net.register_parameter("unused", nn.Parameter(torch.zeros(2)))
-    with pytest.raises(ValueError, match=r"never be trained \(unused: not used by"):
-        cls(net, torch.randn(4, 3), num_data=9)
+    net.register_parameter("unused", nn.Parameter(torch.full((2,), 7.0)))
+    with pytest.warns(UserWarning, match="'unused' of .* not used by the forward pass"):
+        model = cls(net, torch.randn(4, 3), num_data=9)
+    assert "unused" in model.graph.ungrouped
+    assert model.net.unused.tolist() == [7.0, 7.0]
 
 
 def test_a_network_without_layers_is_refused():

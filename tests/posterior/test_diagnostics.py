@@ -155,32 +155,6 @@ def test_khat_sees_wrong_inclusions_by_their_true_mass():
     assert float((ratios > 1).double().mean()) == pytest.approx(0.25, abs=5 * 0.0097)
 
 
-def test_inclusion_block_redraws_inclusions_only(separable):
-    """Ratios of inclusions, slabs fixed, are those of a product: checked by their mean."""
-    from pyro_sparse.posterior import diagnostics
-
-    guide = separable.guide(odds=0.2)
-    with diagnostics._measuring():
-        base = diagnostics._guide_trace(guide, (), {})
-        before = base.nodes["beta"]["value"]
-        values, ratios = [], []
-        for _ in diagnostics._fixed_slabs(base, ["beta:inclusion"], 2000):
-            ratios.append(
-                diagnostics._block_ratio(separable.model, base, ["beta:inclusion"], (), {})
-            )
-            values.append(base.nodes["beta"]["value"])
-        assert base.nodes["beta"]["value"] is before
-    values = torch.stack(values).squeeze(-1)
-    for j in range(6):
-        assert len(set(values[:, j].tolist()) - {0.0}) == 1
-    # Reweighted, the inclusions have the exact PIPs: the slab given inclusion is exact here.
-    weights = torch.tensor(ratios).double().softmax(0)
-    pips = weights @ (values != 0).double()
-    assert (pips - separable.logits().sigmoid()).abs().max() < 0.12
-    plain = (values != 0).double().mean(0)
-    assert (plain - separable.logits().sigmoid()).abs().max() > 0.25
-
-
 def test_khat_of_chosen_blocks(separable):
     both = khat(separable.model, separable.guide(0.7), num_samples=50, blocks={"all": ["beta"]})
     assert list(both.blocks) == ["all"]

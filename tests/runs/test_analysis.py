@@ -16,7 +16,7 @@ TINY = {"net": "mlp:8", "epochs": 2, "inclusion_lr": 1e-4}
 
 def run_of(folder, model, name, **options):
     settings = settings_for(model, name, **{**TINY, **options})
-    dataset = data.load(name)
+    dataset = experiment.load_data(settings, None)
     experiment.run(settings, folder, dataset=dataset, progress=False, figures=False)
     return folder
 

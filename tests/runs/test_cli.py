@@ -106,7 +106,7 @@ def test_fit(run):
     assert summary["model"] == "ss-ig"
     assert summary["kept"] == {"fc1": 8}
     names = {path.name for path in run.iterdir()}
-    files = {"config.json", "metrics.jsonl", "checkpoint", "summary.json", "figures"}
+    files = {"config.json", "data.json", "metrics.jsonl", "checkpoint", "summary.json", "figures"}
     assert names == files | {"report.html"}
 
 
@@ -135,8 +135,9 @@ def test_options_reach_the_settings(tmp_path):
         options += [f"--{name.replace('_', '-')}", value]
     succeed("fit", "ss-ghs", *TINY, *options, "--prune-inputs", "--out", tmp_path / "run")
     config = read(tmp_path / "run" / "config.json")
-    assert config["prune_inputs"] is True
-    assert {name: config[name] for name in given} == given
+    written = {**config, **config["model_options"], **config["guide_options"]}
+    assert written["prune_inputs"] is True
+    assert {name: written[name] for name in given} == given
 
 
 def test_compare(tmp_path):
@@ -293,14 +294,14 @@ def test_bench_of_a_run(run, monkeypatch):
         (["--inclusion-probability", "few"], "inclusion_probability to be a number"),
         (["--slab-scale", "-1"], "positive, finite slab_scale, got -1"),
         (["--initial-scale", "-0.1"], "positive initial_scale"),
-        (["--lr", "-1"], "positive lr, got -1"),
-        (["--inclusion-lr", "0"], "positive inclusion_lr, got 0"),
-        (["--scale-lr", "nan"], "positive scale_lr, got nan"),
-        (["--clip-norm", "-2"], "positive clip_norm"),
+        (["--lr", "-1"], "lr to be a positive number, got -1"),
+        (["--inclusion-lr", "0"], "inclusion_lr to be a positive number, got 0"),
+        (["--scale-lr", "nan"], "scale_lr to be a positive number, got nan"),
+        (["--clip-norm", "-2"], "clip_norm to be a positive number"),
         (["--epochs", "0"], "'--epochs'"),
         (["--batch-size", "0"], "'--batch-size'"),
         (["--kl-start", "-2"], "'--kl-start'"),
-        (["--validation", "1"], "validation share"),
+        (["--validation", "1"], "expected validation to be a share in [0, 1)"),
         (["--split", "3"], "single split"),
         (["--variance", "diagonal"], "expected variance 'tied', 'row', 'full' or 'rank-K'"),
     ],

@@ -83,8 +83,8 @@ def test_every_entry_with_every_seed(compared):
         assert read(out / run["run"] / "config.json")["seed"] == run["seed"]
         assert set(run) >= MEASURED - BOUNDS | LATENCIES
         assert BOUNDS & set(run) == (BOUNDS if run["model"] != "dense" else set())
-    scales = [read(out / run["run"] / "config.json")["initial_scale"] for run in result.runs]
-    assert scales[:2] == ["balanced", 0.2]
+    options = [read(out / run["run"] / "config.json")["guide_options"] for run in result.runs[:2]]
+    assert [chosen["initial_scale"] for chosen in options] == ["balanced", 0.2]
     assert result.runs[1]["run"] == "ss-ig-initial_scale=0.2/seed-3"
 
 

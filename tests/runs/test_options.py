@@ -5,6 +5,7 @@ import typing
 
 import pytest
 import torch
+from torch import nn
 
 from pyro_sparse import data, guides, infer, models
 from pyro_sparse.posterior import Posterior
@@ -14,6 +15,7 @@ from pyro_sparse.runs.zoo import ZOO
 
 BAYESIAN = [entry for entry in ZOO.values() if entry.bayesian or entry.name == "dense"]
 WORDS = {
+    "output": "1",
     "variance": "row",
     "initial_scale": "0.05",
     "inclusion_probability": "0.3",
@@ -51,6 +53,22 @@ def cases():
                 yield pytest.param(entry, one, id=f"{entry.name}-{one.name}")
 
 
+class Two(nn.Module):
+    """A network of two outputs."""
+
+    def __init__(self, features, outputs):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(features, 4), nn.Linear(4, outputs)
+
+    def forward(self, x):
+        hidden = self.hidden(x).relu()
+        return hidden, self.out(hidden)
+
+
+def two(input_shape, outputs):
+    return Two(*input_shape, outputs)
+
+
 @pytest.fixture(scope="module")
 def table():
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +80,8 @@ def table():
 @pytest.mark.parametrize(("entry", "option"), list(cases()))
 def test_every_option_is_reached_and_trains(entry, option, table):
     value = another(option)
-    written = f"{entry.name}:{option.name.replace('_', '-')}={value},net=mlp:4,epochs=1"
+    net = f"{__name__}:two" if option.name == "output" else "mlp:4"
+    written = f"{entry.name}:{option.name.replace('_', '-')}={value},net={net},epochs=1"
     settings = entry_settings(written, table)
     chosen = {**settings.model_options, **settings.guide_options}[option.name]
     assert str(chosen).lower() == value or chosen == pytest.approx(float(value))

@@ -204,7 +204,7 @@ def test_page_of_several_seeds(tmp_path):
         "scores": {"accuracy_ensemble": {"mean": 0.92, "standard_error": 0.02}},
         "mixture": {"accuracy": 0.953},
         "groups": [{**group, "expected": 8.5, "standard_error": 0.5}],
-        "inputs": {"selected": [3, 11], "missed": 0.125},
+        "inputs": {"selected": [3, 11], "said": "Inputs within a rate of 5 %: 3, 11."},
     }
     (tmp_path / "seeds.json").write_text(json.dumps(merged))
     page.write_figure(tmp_path / "figures" / "co_inclusion.png", lambda ax: ax.plot([1, 2]))

@@ -41,7 +41,9 @@ def test_options_that_a_model_does_not_take():
         settings_for("sbp", "digits", strict=True, variance="full")
     with pytest.raises(ValueError, match="bmr has no option prune_inputs"):
         settings_for("bmr", "digits", strict=True, prune_inputs=True)
-    with pytest.raises(ValueError, match="dense has no option slab_scale; it takes prior_scale"):
+    with pytest.raises(
+        ValueError, match="dense has no option slab_scale; it takes output, prior_scale"
+    ):
         settings_for("dense", "digits", strict=True, slab_scale=2.0)
     with pytest.raises(ValueError, match=r"unknown option 'varience'\. Did you mean variance"):
         settings_for("ss-ig", "digits", varience="full")
