@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
 from pyro.nn.module import _is_module_local_param_enabled
+
+from pyro_sparse.threads import ALONE
 
 __all__ = ["LocalPyroModule", "own_parameters"]
 
@@ -34,15 +36,16 @@ class LocalPyroModule(PyroModule):
         return super().__getattr__(name)
 
 
-def own_parameters(*functions: Callable[..., Any]) -> AbstractContextManager[Any]:
+@contextmanager
+def own_parameters(*functions: Callable[..., Any]) -> Iterator[None]:
     """Context in which these models and guides use their own parameters, if they all can.
 
     Otherwise the setting is left as it is: hand-written functions and modules made without
     `LocalPyroModule` go on using the global parameter store.
     """
     modules = [function for function in functions if isinstance(function, PyroModule)]
-    if len(modules) == len(functions) and all(
+    local = len(modules) == len(functions) and all(
         hasattr(module._pyro_context, "param_state") for module in modules
-    ):
-        return pyro.settings.context(module_local_params=True)
-    return nullcontext()
+    )
+    with ALONE, pyro.settings.context(module_local_params=True) if local else nullcontext():
+        yield

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_sparse.inputs import Inputs, named_tensors
+from pyro_sparse.threads import ALONE
 
 __all__ = [
     "Captured",
@@ -36,14 +37,15 @@ class UntraceableError(ValueError):
 @contextlib.contextmanager
 def evaluating(net: nn.Module) -> Iterator[nn.Module]:
     """``net`` in eval mode and without gradients, every module's own mode restored afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield net
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with ALONE:
+        modes = [(module, module.training) for module in net.modules()]
+        net.eval()
+        try:
+            with torch.no_grad():
+                yield net
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 # -- what comes out -------------------------------------------------------------

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_sparse.threads import ALONE
+
 __all__ = ["estimate_statistics", "kept_statistics", "normalisations"]
 
 
@@ -65,10 +67,12 @@ def estimate_statistics(
 @contextlib.contextmanager
 def kept_statistics(net: nn.Module) -> Iterator[None]:
     """Whatever happens to the running statistics inside, they are afterwards what they were."""
-    buffers = [buffer for layer in normalisations(net) for buffer in layer.buffers(recurse=False)]
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+    layers = normalisations(net)
+    with ALONE:
+        buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)

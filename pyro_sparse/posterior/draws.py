@@ -87,9 +87,9 @@ class Included(Messenger):
 def measuring(*functions: Any) -> Iterator[None]:
     """No gradient, no validation, own parameters, networks in eval mode."""
     with ExitStack() as stack:
+        stack.enter_context(own_parameters(*functions))
         stack.enter_context(torch.no_grad())
         stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(own_parameters(*functions))
         for function in functions:
             if isinstance(function, SparseModel):
                 stack.enter_context(evaluating(function.net))
