@@ -166,7 +166,8 @@ class Normal(Likelihood):
     Outputs ``(batch, 1)`` or ``(batch,)``. The latent site is ``noise_precision``; its guide is
     a gamma law. ``noise_scale`` fixes the noise's standard deviation instead.
 
-    :raises ValueError: where a shape, rate or scale is not positive.
+    Raises:
+        ValueError: where a shape, rate or scale is not positive.
     """
 
     shape: Tensor

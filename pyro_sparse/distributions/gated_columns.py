@@ -33,11 +33,12 @@ class GatedColumns(TorchDistribution):
     :class:`~pyro_sparse.distributions.SpikeAndSlab` of units it is multiplied by the unit's own
     inclusion: a weight pays where both its unit and its input are in.
 
-    :param inside: law of the rows with all columns in: normal, batch shape ``(...)``, event shape
-        ``(m,)``.
-    :param outside: their prior, independent normals of the same shapes.
-    :param columns: drawn inclusions z of the columns, ``(m,)``.
-    :param probability: their probabilities γ, ``(m,)``.
+    Args:
+        inside: law of the rows with all columns in: normal, batch shape ``(...)``, event shape
+            ``(m,)``.
+        outside: their prior, independent normals of the same shapes.
+        columns: drawn inclusions z of the columns, ``(m,)``.
+        probability: their probabilities γ, ``(m,)``.
     """
 
     arg_constraints = {"probability": constraints.unit_interval}

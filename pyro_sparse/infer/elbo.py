@@ -106,11 +106,12 @@ class ELBO(PyroELBO):
     Use it as a module with a torch optimiser, ``loss = ELBO()(model, guide); loss(x, y)``, or in
     stock SVI, ``SVI(model, guide, optim, loss=ELBO())``.
 
-    :param num_particles: draws of the guide a step.
-    :param kl_weight: ``w``; 1 is the evidence lower bound. It is a plain attribute, so a warm-up
-        may change it between steps.
-    :param local_reparameterisation: sample layers' outputs instead of weights where that is
-        unbiased, see :mod:`pyro_sparse.infer.local_reparameterisation`.
+    Args:
+        num_particles: draws of the guide a step.
+        kl_weight: ``w``; 1 is the evidence lower bound. It is a plain attribute, so a warm-up may
+            change it between steps.
+        local_reparameterisation: sample layers' outputs instead of weights where that is unbiased,
+            see :mod:`pyro_sparse.infer.local_reparameterisation`.
     """
 
     def __init__(

@@ -84,8 +84,9 @@ class FullScale:
     def of_outputs(self, squares: Tensor, with_bias: bool) -> Tensor:
         """Of a layer's outputs, ``(examples, units)``.
 
-        :param squares: of the inputs.
-        :param with_bias: whether the last column is the bias.
+        Args:
+            squares: of the inputs.
+            with_bias: whether the last column is the bias.
         """
         variance, width = self.columns(slice(None)).square(), squares.shape[1]
         return _root(
@@ -217,7 +218,8 @@ class RandomRows(Tensor):
     ) -> RandomRows:
         """The same law's columns ``start`` to ``stop``, counted from the first of all.
 
-        :param piece: sizes of a split of all columns, and which of its parts these are.
+        Args:
+            piece: sizes of a split of all columns, and which of its parts these are.
         """
         return _shown(self.law, (start, stop), shape, piece)
 
@@ -740,10 +742,11 @@ class LocalReparameterisation(Messenger):
     Sites marked ``by_example`` have their inclusion drawn anew for every example, or, where they
     are noises on units, the noise; others once for the whole batch, by the guide's own law.
 
-    :param examples: size of the batch. Linear layers on as many rows have their outputs sampled.
-        None: no outputs are sampled. Weights are put together from the noise where they are used,
-        and their gradients taken apart when those of the layers before are still to come, which
-        halves the memory for them.
+    Args:
+        examples: size of the batch. Linear layers on as many rows have their outputs sampled. None:
+            no outputs are sampled. Weights are put together from the noise where they are used, and
+            their gradients taken apart when those of the layers before are still to come, which
+            halves the memory for them.
     """
 
     def __init__(self, examples: int | None) -> None:

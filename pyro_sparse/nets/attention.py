@@ -17,11 +17,12 @@ class Attention(nn.Module):
     Computes what ``nn.MultiheadAttention`` does in eval mode, and returns the same pair, whose
     second part (the attention's weights) is None. ``torch.fx`` traces it.
 
-    :param width: of queries, keys, values, ``(..., width)``.
-    :param heads: how many.
-    :param head_width: of one.
-    :param outputs: width of the output; ``width`` by default.
-    :param batch_first: whether inputs are ``(batch, tokens, width)`` or ``(tokens, batch, width)``.
+    Args:
+        width: of queries, keys, values, ``(..., width)``.
+        heads: how many.
+        head_width: of one.
+        outputs: width of the output; ``width`` by default.
+        batch_first: whether inputs are ``(batch, tokens, width)`` or ``(tokens, batch, width)``.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class NarrowAttention(nn.MultiheadAttention):
     Its parameters have torch's names; their inner width is that of the heads that are left, the
     embedding keeps its own.
 
-    :param full: the attention, whose parameters have been cut already.
-    :param heads: how many are left.
+    Args:
+        full: the attention, whose parameters have been cut already.
+        heads: how many are left.
     """
 
     def __init__(self, full: nn.MultiheadAttention, heads: int) -> None:

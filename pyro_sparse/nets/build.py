@@ -47,11 +47,14 @@ def build(
     * ``package.module:factory``: whatever the function returns. Of the keywords ``input_shape``,
       ``outputs``, ``num_classes`` and ``activation`` it is given those that it names.
 
-    :param input_shape: shape of one input: ``(features,)`` or ``(channels, height, width)``.
-    :param outputs: classes, or numbers predicted.
-    :param activation: the network's default when None.
-    :raises ValueError: for an unknown name (naming the nearest), widths that are no numbers, a
-        factory that cannot be found, or a network that does not fit the data's shapes.
+    Args:
+        input_shape: shape of one input: ``(features,)`` or ``(channels, height, width)``.
+        outputs: classes, or numbers predicted.
+        activation: the network's default when None.
+
+    Raises:
+        ValueError: for an unknown name (naming the nearest), widths that are no numbers, a factory
+            that cannot be found, or a network that does not fit the data's shapes.
     """
     head, colon, tail = spec.partition(":")
     chosen: dict[str, Any] = {} if activation is None else {"activation": activation}

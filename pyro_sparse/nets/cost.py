@@ -25,8 +25,9 @@ def count_macs(net: nn.Module, example: Example | Inputs, rows: int = 1) -> int:
     Matrix products and convolutions, as ``torch.utils.flop_counter`` counts them: two floating
     point operations a MAC, biases and activations free.
 
-    :param example: inputs ``(batch, ...)``, of which the first is used.
-    :param rows: use so many of them, of a network that takes no others, for the MACs of one.
+    Args:
+        example: inputs ``(batch, ...)``, of which the first is used.
+        rows: use so many of them, of a network that takes no others, for the MACs of one.
     """
     # A copy, since eval mode and the counter's hooks must not show on the caller's network; the
     # hooks fail at views of what requires a gradient.

@@ -27,10 +27,13 @@ def lenet5_caffe(
     ``out``: 20-50-800-500-10 on 28×28 images, 431,080 parameters and 2,293,000 MACs. The
     convolutions have no padding.
 
-    :param activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
-    :param size: height and width of the images, in pixels.
-    :param widths: channels of the two convolutions and units of the linear layer.
-    :raises ValueError: for images smaller than 16×16, or an unknown activation.
+    Args:
+        activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
+        size: height and width of the images, in pixels.
+        widths: channels of the two convolutions and units of the linear layer.
+
+    Raises:
+        ValueError: for images smaller than 16×16, or an unknown activation.
     """
     if size < 16:
         raise ValueError(f"lenet5-caffe needs images of at least 16×16 pixels, got {size}×{size}")

@@ -26,7 +26,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def activation_module(name: str) -> nn.Module:
     """The activation of this name.
 
-    :raises ValueError: for an unknown one, naming the nearest.
+    Raises:
+        ValueError: for an unknown one, naming the nearest.
     """
     if name not in ACTIVATIONS:
         raise ValueError(nearest("activation", name, ACTIVATIONS))
@@ -38,10 +39,13 @@ def mlp(widths: Sequence[int], activation: str = "silu", *, bias: bool = True) -
 
     Weights start as torch's layers do (Kaiming-uniform).
 
-    :param widths: inputs, hidden layers, outputs: ``[784, 400, 400, 10]``.
-    :param activation: one of :data:`ACTIVATIONS`, after every hidden layer.
-    :param bias: whether the layers have biases.
-    :raises ValueError: for fewer than two widths, a width below 1, or an unknown activation.
+    Args:
+        widths: inputs, hidden layers, outputs: ``[784, 400, 400, 10]``.
+        activation: one of :data:`ACTIVATIONS`, after every hidden layer.
+        bias: whether the layers have biases.
+
+    Raises:
+        ValueError: for fewer than two widths, a width below 1, or an unknown activation.
     """
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"expected at least two widths, each at least 1, got {list(widths)}")

@@ -68,12 +68,15 @@ def resnet(
 
     Source: He et al., *Deep residual learning for image recognition* (CVPR 2016), section 4.2.
 
-    :param depth: 6n + 2: 20, 32, 44, 56, 110.
-    :param activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
-    :param option: ``"A"``, shortcuts that pad with zeros, or ``"B"``, projections by a 1×1
-        convolution where the width changes.
-    :param widths: channels of the three stages.
-    :raises ValueError: for another depth or option.
+    Args:
+        depth: 6n + 2: 20, 32, 44, 56, 110.
+        activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
+        option: ``"A"``, shortcuts that pad with zeros, or ``"B"``, projections by a 1×1 convolution
+            where the width changes.
+        widths: channels of the three stages.
+
+    Raises:
+        ValueError: for another depth or option.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:

@@ -31,9 +31,10 @@ def vgg(
     Source: Simonyan and Zisserman, ICLR 2015; the CIFAR form: Li et al., *Pruning filters for
     efficient ConvNets* (ICLR 2017).
 
-    :param activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
-    :param layers: channels of each convolution, and ``"M"`` for a 2×2 max-pooling.
-    :param hidden: units of the hidden linear layer; None for none.
+    Args:
+        activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
+        layers: channels of each convolution, and ``"M"`` for a 2×2 max-pooling.
+        hidden: units of the hidden linear layer; None for none.
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     width, number = in_channels, 0

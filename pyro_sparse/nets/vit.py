@@ -78,12 +78,15 @@ def vit(
 
     Source: Dosovitskiy et al., ICLR 2021; without a class token as Beyer et al., arXiv 2205.01580.
 
-    :param activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
-    :param size: height and width of the images, in pixels.
-    :param patch: of a patch; a divisor of ``size``.
-    :param width: of a token.
-    :param hidden: units of the perceptrons.
-    :raises ValueError: where patches do not tile the image, or heads do not divide the width.
+    Args:
+        activation: one of :data:`pyro_sparse.nets.ACTIVATIONS`.
+        size: height and width of the images, in pixels.
+        patch: of a patch; a divisor of ``size``.
+        width: of a token.
+        hidden: units of the perceptrons.
+
+    Raises:
+        ValueError: where patches do not tile the image, or heads do not divide the width.
     """
     if size % patch:
         raise ValueError(f"expected patches that tile {size}×{size} images, got {patch}×{patch}")

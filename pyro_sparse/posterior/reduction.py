@@ -38,11 +38,14 @@ def delta_evidence(
     written so that :math:`s_r → 0`, the point mass, is its limit
     :math:`\tfrac12 [\log(s_0²/v) − μ²/v]`. Under a mean-field q the ΔF of a group is the sum.
 
-    :param loc: posterior means μ, any shape.
-    :param variance: posterior variances v.
-    :param prior_variance: :math:`s_0²`.
-    :param reduced_variance: :math:`s_r²`, at most about :math:`s_0²`; 0 is the point mass at 0.
-    :raises ValueError: where the reduced posterior is not a distribution (P ≤ 0).
+    Args:
+        loc: posterior means μ, any shape.
+        variance: posterior variances v.
+        prior_variance: :math:`s_0²`.
+        reduced_variance: :math:`s_r²`, at most about :math:`s_0²`; 0 is the point mass at 0.
+
+    Raises:
+        ValueError: where the reduced posterior is not a distribution (P ≤ 0).
     """
     s0 = torch.as_tensor(prior_variance, dtype=loc.dtype, device=loc.device)
     sr = torch.as_tensor(reduced_variance, dtype=loc.dtype, device=loc.device)
@@ -70,11 +73,10 @@ def delta_evidence_joint(loc: Tensor, covariance: Tensor, prior_variance: Tensor
 
     the Savage–Dickey ratio; for a diagonal Σ the sum of the single ones.
 
-    :param loc: means μ of the group's m numbers.
-        Shape: (..., m).
-    :param covariance: Σ, their block of the posterior covariance.
-        Shape: (..., m, m).
-    :param prior_variance: :math:`s_0²`, one number.
+    Args:
+        loc: means μ of the group's m numbers. Shape: (..., m).
+        covariance: Σ, their block of the posterior covariance. Shape: (..., m, m).
+        prior_variance: :math:`s_0²`, one number.
     """
     factor = torch.linalg.cholesky(covariance)
     whitened = torch.linalg.solve_triangular(factor, loc.unsqueeze(-1), upper=False).squeeze(-1)
@@ -100,9 +102,12 @@ def delta_evidence_noise(
     A unit whose posterior is its prior has ΔF = 0 for every reduced prior: the data say nothing
     about it, and prior odds must decide (see :class:`~pyro_sparse.posterior.selection.BMRS`).
 
-    :param law: posterior of θ, batch shape ``(units,)``.
-    :param window: :math:`(a', b')` in log space.
-    :raises ValueError: for a window that is empty or reaches beyond [a, b].
+    Args:
+        law: posterior of θ, batch shape ``(units,)``.
+        window: :math:`(a', b')` in log space.
+
+    Raises:
+        ValueError: for a window that is empty or reaches beyond [a, b].
 
     Source: Wright, Igel, Selvan (NeurIPS 2024, arXiv 2406.01345), with the factor 2π that the
     authors' code drops.
