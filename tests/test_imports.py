@@ -1,6 +1,8 @@
 """No circle of imports in the package: not of modules, those that only types need included."""
 
 import ast
+import importlib
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -86,3 +88,18 @@ def test_no_module_reaches_itself():
     graph = {name: imported(name, path, set(known)) for name, path in known.items()}
     assert graph["pyro_sparse.runs.cli"] >= {"pyro_sparse.runs.zoo", "pyro_sparse.names"}
     assert circles(graph) == []
+
+
+STILL_HIDDEN = {"export.compact", "export.load", "export.save", "graph.groups"}
+
+
+def test_no_function_hides_a_module():
+    """``pyro_sparse.nets.build`` cannot be a function and a file."""
+    hidden = set()
+    for name in modules():
+        package, _, last = name.rpartition(".")
+        if package and not isinstance(
+            getattr(importlib.import_module(package), last, None), types.ModuleType | None
+        ):
+            hidden.add(name.removeprefix("pyro_sparse."))
+    assert hidden == STILL_HIDDEN

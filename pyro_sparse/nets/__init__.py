@@ -1,14 +1,14 @@
 """Reference architectures as plain ``nn.Module``, and what a network costs. No Pyro in here."""
 
+from ._build import build
+from ._mlp import ACTIVATIONS, mlp
+from ._resnet import resnet
+from ._vgg import vgg
+from ._vit import vit
 from .attention import Attention
-from .build import build
 from .cost import count_macs, count_parameters
 from .lenet import lenet5_caffe
-from .mlp import ACTIVATIONS, mlp
-from .resnet import resnet
 from .statistics import estimate_statistics, kept_statistics, normalisations
-from .vgg import vgg
-from .vit import vit
 
 __all__ = [
     "ACTIVATIONS",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mlp import activation_module
+from ._mlp import activation_module
 
 __all__ = ["resnet"]
 

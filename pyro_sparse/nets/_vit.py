@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._mlp import activation_module
 from .attention import Attention
-from .mlp import activation_module
 
 __all__ = ["vit"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .mlp import activation_module
+from ._mlp import activation_module
 
 __all__ = ["vgg"]
 

@@ -14,11 +14,11 @@ from torch import nn
 from pyro_sparse.inputs import named_tensors
 from pyro_sparse.names import nearest
 
+from ._mlp import mlp
+from ._resnet import resnet
+from ._vgg import vgg
+from ._vit import vit
 from .lenet import lenet5_caffe
-from .mlp import mlp
-from .resnet import resnet
-from .vgg import vgg
-from .vit import vit
 
 __all__ = ["build"]
 
