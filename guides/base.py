@@ -15,8 +15,8 @@ from pyro_sparse.distributions import GatedColumns
 from pyro_sparse.graph import Group
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
-from pyro_sparse.models.base import positive
 from pyro_sparse.modules import LocalPyroModule
+from pyro_sparse.ranges import positive
 
 from .families import (
     GammaFamily,

@@ -62,7 +62,7 @@ def check_variance(variance: str) -> int:
     """
     if variance in ("tied", "row", "full"):
         return int(variance != "full")
-    kind, _, rank = variance.partition("-")
+    kind, _, rank = str(variance).partition("-")
     if kind == "rank" and rank.isdecimal() and int(rank) >= 1:
         return int(rank)
     raise ValueError(

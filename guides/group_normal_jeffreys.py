@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse.models import GroupNormalJeffreys as Model
-from pyro_sparse.models.base import positive
+from pyro_sparse.ranges import positive
 
 from .base import GroupGuide
 from .families import NormalFamily, check_draws

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_sparse.models.base import positive
 from pyro_sparse.models.half_cauchy import HalfCauchyModel
+from pyro_sparse.ranges import positive
 
 from .base import GroupGuide
 from .families import LogNormalFamily

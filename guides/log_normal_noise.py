@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,6 +65,12 @@ class LogNormalNoise(Deterministic):
     ) -> None:
         super().__init__(model)
         check_draws(noise_draws=noise_draws)
+        for name, value in (
+            ("initial_loc", initial_loc),
+            ("initial_log_scale", initial_log_scale),
+        ):
+            if not math.isfinite(value):
+                raise ValueError(f"expected a finite {name}, got {value}")
         self.noise_draws = noise_draws
         self.noises: Any = nn.ModuleDict()  # Noise by group
         self._gate_rows = model.graph.gate_rows

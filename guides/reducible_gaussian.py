@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_sparse.distributions import JointNormal
 from pyro_sparse.models import ReducibleGaussian as Model
-from pyro_sparse.models.base import positive
+from pyro_sparse.ranges import positive
 
 from .base import GroupGuide, Reducible, key
 from .families import GaussianRows

@@ -9,7 +9,7 @@ import pyro
 import torch
 
 from pyro_sparse.models import SpikeSlabGroupHorseshoe as Model
-from pyro_sparse.models.base import positive
+from pyro_sparse.ranges import positive
 
 from .base import SpikeSlabGuide
 from .families import LogNormalFamily

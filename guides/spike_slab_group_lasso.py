@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse.models import SparseModel
-from pyro_sparse.models.base import positive
+from pyro_sparse.ranges import positive
 
 from .base import SpikeSlabGuide, key
 from .families import LogNormalFamily

@@ -15,6 +15,7 @@ from pyro_sparse.distributions.analytic import square_norms
 from pyro_sparse.graph import Group
 from pyro_sparse.models import TurboMarkov as Model
 from pyro_sparse.models.turbo_markov import select
+from pyro_sparse.ranges import whole
 
 from .base import GroupGuide, key
 from .families import GaussianRows
@@ -124,8 +125,7 @@ class TurboMarkov(GroupGuide):
         update_every: int = 1,
     ) -> None:
         super().__init__(model)
-        if update_every < 1:
-            raise ValueError(f"expected update_every of at least 1, got {update_every}")
+        whole(update_every=update_every)
         self.update_every = update_every
         self._spread = model.spread
         self._blocks = model.block_size is not None

@@ -29,6 +29,7 @@ from pyro_sparse.inputs import Example, Inputs
 from pyro_sparse.likelihoods import Categorical, Likelihood
 from pyro_sparse.modules import LocalPyroModule
 from pyro_sparse.precision import network_autocast
+from pyro_sparse.ranges import positive, whole
 
 from .inclusion import layerwise_inclusion_logits, logit
 from .support import Support
@@ -42,15 +43,8 @@ FEW_DATA = 1000
 """Up to so many training examples are few."""
 
 
-def positive(**values: float) -> None:
-    """Raise ``ValueError`` unless every named value is positive and finite."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"expected a positive, finite {name}, got {value}")
-
-
 def _probability(name: str, value: float) -> float:
-    if not 0 < value < 1:
+    if not isinstance(value, int | float) or not 0 < value < 1:
         raise ValueError(f"expected {name} strictly between 0 and 1, got {value}")
     return logit(math.log(value))
 
@@ -134,8 +128,17 @@ class SparseModel(LocalPyroModule):
                 f"{type(self).__name__} has no prior of its own on the output layer, whose scale "
                 "could be learnt; pass output_scale a number"
             )
-        if not num_data >= 1:
-            raise ValueError(f"expected num_data, the number of training examples, ≥ 1: {num_data}")
+        whole(num_data=num_data)
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"expected net, a torch.nn.Module, got {net!r}")
+        if not (likelihood is None or isinstance(likelihood, Likelihood)):
+            raise ValueError(
+                f"expected likelihood, one of pyro_sparse.likelihoods, got {likelihood!r}"
+            )
+        if not isinstance(prune_inputs, bool):
+            raise ValueError(f"expected prune_inputs to be True or False, got {prune_inputs!r}")
+        if not Inputs.of(net, example).batch:
+            raise ValueError("expected an example of at least one row, got none")
         self.output = Output(output)
         graph = groups(net, example, self.output)
         if not any(group.writers for group in graph):
@@ -450,6 +453,7 @@ class SpikeSlabModel(SparseModel):
         learnt = _learnt("slab_scale", slab_scale)
         if learnt:
             self.learnt_scales += [group.name for group in self.layers if group.prunable]
+        positive(inclusion_constant=inclusion_constant)
         if inclusion_probability == "layerwise":
             layers = self.layers
             # The bias is part of the row: a fan-in of k gives rows of k + 1 numbers.

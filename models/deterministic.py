@@ -11,8 +11,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.graph import Group
+from pyro_sparse.ranges import positive
 
-from .base import SparseModel, positive
+from .base import SparseModel
 
 __all__ = ["Deterministic"]
 

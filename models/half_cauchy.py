@@ -10,8 +10,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import HalfCauchyFactors
+from pyro_sparse.ranges import positive
 
-from .base import SparseModel, positive
+from .base import SparseModel
 
 __all__ = ["HalfCauchyModel"]
 

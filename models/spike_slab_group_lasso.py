@@ -9,7 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .base import SpikeSlabModel, positive
+from pyro_sparse.ranges import positive
+
+from .base import SpikeSlabModel
 
 __all__ = ["SpikeSlabGroupLasso"]
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pyro_sparse.distributions import MarkovChain
 from pyro_sparse.graph import Group
+from pyro_sparse.ranges import positive, whole
 
-from .base import SparseModel, positive
+from .base import SparseModel
 
 __all__ = ["TurboMarkov"]
 
@@ -97,8 +98,8 @@ class TurboMarkov(SparseModel):
             raise ValueError(f"expected persistence in [0, 1), got {persistence}")
         if not off_norm < norm:
             raise ValueError(f"expected off_norm below norm, got {off_norm} and {norm}")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"expected a block_size of at least 1, got {block_size}")
+        if block_size is not None:
+            whole(block_size=block_size)
         if self.prune_inputs:
             raise ValueError(
                 "TurboMarkov cannot prune inputs: its supports stand above weights, of which a "

@@ -38,7 +38,7 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     # What follows a colon is an argument: mpl:8 is near to mlp:400-400.
     by_head = {option.lower().partition(":")[0]: option for option in known}
-    head = name.lower().partition(":")[0]
+    head = str(name).lower().partition(":")[0]
     close = [by_head[m] for m in difflib.get_close_matches(head, by_head, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}."

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from pyro_sparse.ranges import whole
+
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -78,13 +80,22 @@ class Batches:
         drop_last: bool = False,
         augment: Augmentation | None = None,
     ) -> None:
+        for name, value in (("x", x), ("y", y)):
+            if not isinstance(value, Tensor) or not value.dim():
+                raise ValueError(
+                    f"Batches: expected {name} as a tensor with a row for each example, got "
+                    f"{f'shape {tuple(value.shape)}' if isinstance(value, Tensor) else repr(value)}"
+                )
         if len(x) != len(y):
             raise ValueError(
                 f"Batches: expected as many rows in x as in y, but x has shape {tuple(x.shape)} "
                 f"and y has shape {tuple(y.shape)}."
             )
-        if batch_size < 1:
-            raise ValueError(f"Batches: expected batch_size of at least 1, got {batch_size}.")
+        whole(batch_size=batch_size)
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise ValueError(f"Batches: expected generator, a torch.Generator, got {generator!r}")
+        if not isinstance(seed, int):
+            raise ValueError(f"Batches: expected seed to be a whole number, got {seed!r}")
         self.x, self.y = x, y
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.augment = augment

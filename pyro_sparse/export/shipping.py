@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pyro_sparse.inputs import Example
 from pyro_sparse.models import SparseModel
-from pyro_sparse.posterior import Posterior, SelectionRule
+from pyro_sparse.posterior import FittedNetwork, Posterior, SelectionRule
 from pyro_sparse.precision import full_precision
+from pyro_sparse.ranges import whole
 
 from .compact import compact_network, equivalence, tensors_of
 
@@ -56,6 +57,12 @@ def compact(
         ValueError: nothing would be left but a constant, or a mask does not fit its group.
         RuntimeError: the compact network does not compute what the masked one does.
     """
+    if not isinstance(posterior, FittedNetwork):
+        raise ValueError(f"expected a Posterior, got {type(posterior).__name__}")
+    if keep is not None and rule is not None:
+        raise ValueError("expected masks (keep) or a rule that makes them, got both")
+    if align is not None:
+        whole(align=align)
     keep = posterior.keep(rule) if keep is None else keep
     model = posterior.model
     parameters = posterior.mean_parameters()

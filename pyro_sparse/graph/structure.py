@@ -353,6 +353,8 @@ class Graph:
         :raises ValueError: for an unknown group, a mask of another shape or type, or a mask that
             drops units of a group that is not prunable.
         """
+        if not isinstance(keep, Mapping):
+            raise ValueError(f"expected boolean masks by group, got {keep!r}")
         names = [group.name for group in self]
         unknown = [name for name in keep if name not in names]
         if unknown:
@@ -362,6 +364,11 @@ class Graph:
             mask = keep.get(group.name)
             if mask is None:
                 mask = torch.ones(group.size, dtype=torch.bool)
+            if not isinstance(mask, Tensor):
+                raise ValueError(
+                    f"expected a boolean mask of shape ({group.size},) for group {group.name!r}, "
+                    f"a tensor, got {type(mask).__name__}"
+                )
             if mask.dtype != torch.bool or tuple(mask.shape) != (group.size,):
                 raise ValueError(
                     f"expected a boolean mask of shape ({group.size},) for group {group.name!r}, "

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
+from pyro_sparse.ranges import whole
 
 from ._lower_bound import lower_bound
 from .checkpoint import State, write_checkpoint
@@ -51,6 +52,9 @@ VALIDATION_BATCH = 1000
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
     """Raise ``ValueError`` unless the model can be trained on ``x`` and ``y``."""
     check(x, y, classes=None, features=model.example_shape[1:], where=where)
+    own = model.output_scale.dtype
+    if x.dtype != own:
+        raise ValueError(f"{where}: expected x of the network's dtype, {own}, got {x.dtype}")
     BatchCheck(model, x)(x, y, where)
 
 
@@ -173,8 +177,7 @@ def fit(
         Interrupted: a `KeyboardInterrupt`: Ctrl-C or SIGTERM; the step was finished and everything
             saved. A second one stops at once.
     """
-    if epochs < 1:
-        raise ValueError(f"expected at least one epoch, got {epochs}")
+    whole(epochs=epochs)
     if retries < 0:
         raise ValueError(f"expected at least 0 retries, got {retries}")
     recipe = Recipe(

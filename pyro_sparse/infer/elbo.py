@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from torch.distributions import kl_divergence
 from pyro_sparse.distributions.kl import is_closed
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.precision import autocast_suspended
+from pyro_sparse.ranges import whole
 
 from .local_reparameterisation import LocalReparameterisation
 
@@ -121,8 +123,9 @@ class ELBO(PyroELBO):
         kl_weight: float = 1.0,
         local_reparameterisation: bool = True,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"expected at least one particle, got {num_particles}")
+        whole(num_particles=num_particles)
+        if not isinstance(kl_weight, int | float) or not 0 <= kl_weight < math.inf:
+            raise ValueError(f"expected kl_weight to be a number of at least 0, got {kl_weight!r}")
         super().__init__(num_particles=num_particles)
         self.kl_weight = kl_weight
         self.local_reparameterisation = local_reparameterisation

@@ -24,6 +24,7 @@ from scipy.special import logit, logsumexp
 from torch import Tensor
 
 from pyro_sparse.likelihoods import Bernoulli, Likelihood, Normal, Poisson
+from pyro_sparse.ranges import whole
 
 from .chains import (
     Prior,
@@ -82,7 +83,13 @@ def _problem(
     places = unit * width + within
     blocks = np.zeros((len(x), units * width))
     blocks[:, places] = x
-    scale = np.broadcast_to(_numbers(slab_scale), (x.shape[1],))
+    scale = _numbers(slab_scale)
+    if scale.shape not in ((), (x.shape[1],)):
+        raise ValueError(
+            f"expected one slab_scale or one for each of {x.shape[1]} columns, got shape "
+            f"{scale.shape}"
+        )
+    scale = np.broadcast_to(scale, (x.shape[1],))
     if not ((scale > 0) & np.isfinite(scale)).all():
         raise ValueError(f"expected a positive slab_scale, got {slab_scale}")
     precision = np.ones(units * width)
@@ -468,11 +475,9 @@ def gibbs(
             f"gibbs knows {', '.join(kind.__name__ for kind in kernels)} likelihoods, got "
             f"{type(likelihood).__name__}"
         )
-    for name, value, least in (
-        ("num_samples", num_samples, 4), ("num_chains", num_chains, 1), ("warmup", warmup, 0)
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"expected {name} of at least {least}, got {value}")
+    whole(4, num_samples=num_samples)
+    whole(num_chains=num_chains)
+    whole(0, warmup=warmup)
     problem = _problem(x, y, likelihood, inclusion, slab_scale, groups, intercept)
     chains = []
     for chain in range(num_chains):

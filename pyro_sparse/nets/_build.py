@@ -56,7 +56,7 @@ def build(
         ValueError: for an unknown name (naming the nearest), widths that are no numbers, a factory
             that cannot be found, or a network that does not fit the data's shapes.
     """
-    head, colon, tail = spec.partition(":")
+    head, colon, tail = str(spec).partition(":")
     chosen: dict[str, Any] = {} if activation is None else {"activation": activation}
     if head == "mlp" and colon:
         widths = tail.split("-") if tail else []

@@ -47,7 +47,7 @@ def mlp(widths: Sequence[int], activation: str = "silu", *, bias: bool = True) -
     Raises:
         ValueError: for fewer than two widths, a width below 1, or an unknown activation.
     """
-    if len(widths) < 2 or min(widths) < 1:
+    if len(widths) < 2 or not all(isinstance(width, int) and width >= 1 for width in widths):
         raise ValueError(f"expected at least two widths, each at least 1, got {list(widths)}")
     modules: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (inputs, outputs) in enumerate(pairwise(widths[:-1]), start=1):

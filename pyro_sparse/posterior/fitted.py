@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_sparse.distributions import TruncatedLogNormal
 from pyro_sparse.guides import Offer, Reducible
+from pyro_sparse.ranges import whole
 
 from .draws import Draw, draw, measuring
 
@@ -133,8 +134,7 @@ class Fitted:
         Raises:
             ValueError: fewer than one draw.
         """
-        if num_samples < 1:
-            raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
+        whole(num_samples=num_samples)
         for _ in range(num_samples):
             # By draw, so that no context is left open between two of them.
             with measuring(self.model, self.guide):

@@ -368,6 +368,12 @@ def select_inputs(
         )
         probability = torch.stack([one.inclusion()["input"] for one in posteriors]).mean(0)
     probability = probability.detach().double().cpu()
+    if probability.dim() != 1 or not bool(((probability >= 0) & (probability <= 1)).all()):
+        raise ValueError(
+            "expected probabilities in [0, 1], one for each input, got shape "
+            f"{tuple(probability.shape)} with values from {float(probability.min()):g} to "
+            f"{float(probability.max()):g}"
+        )
     if level is None:
         selected = probability > threshold
     else:
@@ -384,6 +390,8 @@ def select_inputs(
 def _posteriors(given: FittedNetwork | Sequence[FittedNetwork]) -> Sequence[FittedNetwork]:
     posteriors = given if isinstance(given, Sequence) else [given]
     for posterior in posteriors:
+        if not isinstance(posterior, FittedNetwork):
+            raise ValueError(f"expected a posterior or probabilities of inputs, got {posterior!r}")
         if "input" not in posterior.guide_inclusion():
             raise ValueError(
                 f"the posterior of {type(posterior.model).__name__} has no gates on its inputs; "

@@ -29,10 +29,26 @@ __all__ = [
 
 def _check_targets(shape: torch.Size, y: Tensor) -> None:
     """One target an example: others would be broadcast, to a number of something else."""
+    if not isinstance(y, Tensor):
+        raise ValueError(f"expected targets as a tensor, got {y!r}")
     if y.shape != shape:
         raise ValueError(
             f"expected targets of shape {tuple(shape)}, one for each prediction, got "
             f"{tuple(y.shape)}; squeeze or reshape them"
+        )
+
+
+def _check_classes(probabilities: Tensor, y: Tensor) -> None:
+    if not isinstance(probabilities, Tensor):
+        raise ValueError(f"expected probabilities as a tensor, got {probabilities!r}")
+    _check_targets(probabilities.shape[:-1], y)
+    if not bool(probabilities.isfinite().all()):
+        raise ValueError("expected finite probabilities, got NaN or infinite ones")
+    classes = probabilities.shape[-1]
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(
+            f"expected labels 0 to {classes - 1}, one for each column of the probabilities, got "
+            f"{int(y.min())} to {int(y.max())}"
         )
 
 
@@ -45,7 +61,7 @@ def accuracy(probabilities: Tensor, y: Tensor) -> float:
         y: labels.
             Shape: (N,).
     """
-    _check_targets(probabilities.shape[:-1], y)
+    _check_classes(probabilities, y)
     return float((probabilities.argmax(-1) == y).double().mean())
 
 
@@ -61,7 +77,7 @@ def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float
         y: labels.
             Shape: (N,).
     """
-    _check_targets(probabilities.shape[:-1], y)
+    _check_classes(probabilities, y)
     confidence, predicted = probabilities.double().max(-1)
     gap = (predicted == y).double() - confidence
     index = _bins(confidence, bins)
@@ -96,6 +112,8 @@ def rmse(mean: Tensor, y: Tensor) -> float:
         y: targets.
             Shape: (N,).
     """
+    if not isinstance(mean, Tensor):
+        raise ValueError(f"expected predictive means as a tensor, got {mean!r}")
     _check_targets(mean.shape, y)
     return float((mean - y).double().square().mean().sqrt())
 

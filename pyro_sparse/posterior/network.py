@@ -17,6 +17,7 @@ from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 from pyro_sparse.precision import full_precision
+from pyro_sparse.ranges import whole
 
 from .calibration import class_probabilities, temper
 from .draws import Draw, draw, measuring
@@ -96,6 +97,11 @@ class FittedNetwork(Fitted):
     guide: GroupGuide
 
     def __init__(self, model: SparseModel, guide: GroupGuide, inputs: Tensor | None = None) -> None:
+        if not isinstance(model, SparseModel) or not isinstance(guide, GroupGuide):
+            raise ValueError(
+                "expected a model of pyro_sparse.models and its guide, got "
+                f"{type(model).__name__} and {type(guide).__name__}"
+            )
         super().__init__(model, guide)
         self._normalising: tuple[Tensor, ...] = ()
         if inputs is not None and nets.normalisations(model.net):
@@ -232,18 +238,28 @@ class FittedNetwork(Fitted):
         Returns:
             The network's raw output, ``(batch, ...)``, on the device of ``x``.
         """
+        self._check_rows(x)
         keep = self.keep() if keep is None else keep
         run = self._masked_network(keep, self.mean_parameters())
         with evaluating(self.model.net), full_precision(self._device):
             parts = [run(part.to(self._device)).to(x.device) for part in x.split(batch_size)]
         return torch.cat(parts)
 
+    def _check_rows(self, x: Tensor) -> None:
+        shape = tuple(self.model.example_shape[1:])
+        if not isinstance(x, Tensor) or (shape and tuple(x.shape[1:]) != shape):
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"expected inputs (batch, {', '.join(map(str, shape))}), of which the model was "
+                f"given an example, got {got}"
+            )
+
     def _masked_network(
         self, keep: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
     ) -> Callable[[Tensor], Tensor]:
         """The network at these parameters with excluded units off, in the mode it is in."""
+        masked = self.model.graph.masked_parameters(parameters, keep)
         model, gate = self.model, keep.get("input")
-        masked = model.graph.masked_parameters(parameters, keep)
         factor = None if gate is None or bool(gate.all()) else gate.to(model.output_scale)
         return lambda x: model.network_output(x, masked, factor)
 
@@ -308,6 +324,7 @@ class FittedNetwork(Fitted):
         Returns:
             ``(N, ...)``, on the device of ``x``.
         """
+        self._check_rows(x)
         model = self.model
         with (
             evaluating(model.net),
@@ -342,8 +359,7 @@ class FittedNetwork(Fitted):
             ValueError: fewer than one draw.
             NotImplementedError: an improper prior.
         """
-        if num_samples < 1:
-            raise ValueError(f"expected at least one draw, got num_samples={num_samples}")
+        whole(num_samples=num_samples)
         model, support = self.model, self.model.support
         guide = None if prior else self.guide
         for _ in range(num_samples):

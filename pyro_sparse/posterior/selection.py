@@ -360,6 +360,10 @@ class Threshold:
     measure: Importance
     threshold: float
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.threshold):
+            raise ValueError("expected a threshold that is a number, got nan")
+
     def __call__(self, posterior: FittedNetwork) -> dict[str, Tensor]:
         return {name: value > self.threshold for name, value in self.measure(posterior).items()}
 
@@ -393,6 +397,9 @@ class TopK:
         if isinstance(self.k, float):
             total = sum(value.numel() for value in values.values())
             return _above_rank(values, max(1, round(self.k * total)))
+        if isinstance(self.k, Mapping) and not self.k.keys() <= values.keys():
+            unknown = sorted(self.k.keys() - values.keys())
+            raise ValueError(nearest("group", unknown[0], values))
         keep = {}
         for name, value in values.items():
             k = self.k.get(name, value.numel()) if isinstance(self.k, Mapping) else self.k
