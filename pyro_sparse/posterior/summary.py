@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyro_sparse.names import UNDECIDED, text_table
 
 from .network import FittedNetwork, SelectionRule
 
-__all__ = ["GroupSummary", "Objective", "Summary", "summarise"]
+__all__ = ["GroupSummary", "Objective", "Summary", "cautions", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,53 @@ class Summary:
             )
             for g in self.groups
         ]
-        table = text_table(lines)
-        return table if self.objective is None else f"{table}\n{self.objective}"
+        more = [] if self.objective is None else [str(self.objective)]
+        return "\n".join([text_table(lines), *more, *cautions(self.groups)])
+
+
+MUCH_WORSE = 0.02
+"""Accuracy by which a compact network may fall behind the ensemble without a word."""
+
+
+def cautions(
+    groups: Sequence[GroupSummary], scores: Mapping[str, float] | None = None
+) -> list[str]:
+    """What somebody who ships the compact network has to know, a sentence each; often nothing.
+
+    Args:
+        groups: of a `Summary`.
+        scores: of `Posterior.evaluate`: a compact network that is worse than the ensemble by more
+            than three standard errors (and `MUCH_WORSE`, or a fifth of the RMSE) is named.
+    """
+    said = []
+    hidden = [group for group in groups if group.group != "input" and group.undecided is not None]
+    units, undecided = (sum(getattr(g, n) or 0 for g in hidden) for n in ("units", "undecided"))
+    if 2 * undecided > units:
+        said.append(
+            f"caution: {undecided} of {units} units are undecided, so which of them are kept is "
+            "close to chance; train for more epochs, or with a larger inclusion_lr"
+        )
+    elif groups and all(group.kept == group.units for group in groups):
+        said.append(
+            "caution: nothing was pruned; train for more epochs, lower inclusion_probability, or "
+            "keep by a budget (MACBudget)"
+        )
+    found = scores or {}
+    for name, sign, least in (
+        ("accuracy", 1.0, MUCH_WORSE),
+        ("rmse", -1.0, 0.2 * found.get("rmse_ensemble", 0.0)),
+    ):
+        if f"{name}_compact" not in found:
+            continue
+        ensemble, compact = found[f"{name}_ensemble"], found[f"{name}_compact"]
+        error = found.get(f"{name}_compact_error", 0.0)
+        if sign * (ensemble - compact) > max(least, 3 * error):
+            said.append(
+                f"caution: the compact network is far worse than the ensemble ({name} "
+                f"{compact:.3g} against {ensemble:.3g}): train until units are decided, keep more "
+                "of them, or fine-tune what is left"
+            )
+    return said
 
 
 def summarise(posterior: FittedNetwork, rule: SelectionRule | None = None) -> Summary:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -15,6 +16,7 @@ from pyro_sparse import guides, likelihoods, models
 from pyro_sparse.nets import lenet5_caffe, mlp
 from pyro_sparse.posterior import MedianProbability, Posterior
 from pyro_sparse.posterior.draws import ExactDraws
+from pyro_sparse.posterior.summary import GroupSummary, cautions
 
 SPARSE = [
     models.SpikeSlabGaussian,
@@ -131,6 +133,27 @@ def test_summary_prints_a_table():
     assert lines[2].split()[:4] == ["fc2", "4", "4", "4.0"]
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[3].startswith("inclusion probabilities"), lines[3]
+
+
+def test_cautions():
+    """What one has to know before shipping is said; a good network is not blamed."""
+    line = partial(GroupSummary, expected=1.0, low=0, high=2, entropy=0.1)
+    decided = line("fc1", 48, 10, undecided=3)
+    assert cautions([decided]) == []
+    assert "47 of 48 units are undecided" in cautions([line("fc1", 48, 20, undecided=47)])[0]
+    assert "nothing was pruned" in cautions([line("fc1", 48, 48, undecided=0)])[0]
+    # Undecided inputs are an answer, undecided units a question.
+    assert cautions([line("input", 9, 4, undecided=9), decided]) == []
+    scores = {"accuracy_ensemble": 0.57, "accuracy_compact": 0.29, "accuracy_compact_error": 0.02}
+    assert "accuracy 0.29 against 0.57" in cautions([decided], scores)[0]
+    assert cautions([decided], {**scores, "accuracy_compact": 0.56}) == []
+    assert cautions([decided], {**scores, "accuracy_compact_error": 0.1}) == []
+    scores = {"rmse_ensemble": 1.0, "rmse_compact": 1.5, "rmse_compact_error": 0.05}
+    assert "rmse 1.5 against 1" in cautions([decided], scores)[0]
+    assert cautions([decided], {**scores, "rmse_compact": 1.1}) == []
+    posterior = small()
+    set_inclusion(posterior, fc1=[0.5] * 5, fc2=[0.4] * 4)
+    assert "caution: 9 of 9 units are undecided" in str(posterior.summary())
 
 
 # -- the network they leave ----------------------------------------------------------------------
