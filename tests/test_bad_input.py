@@ -381,7 +381,8 @@ def rows():
 def shown(value) -> str:
     if isinstance(value, torch.Tensor):
         return f"{value.dtype}{list(value.shape)}".removeprefix("torch.")
-    return type(value).__name__ if isinstance(value, nn.Module | list | dict) else repr(value)
+    plain = isinstance(value, str | int | float | None)
+    return repr(value) if plain else getattr(value, "__name__", type(value).__name__)
 
 
 ROWS = [
