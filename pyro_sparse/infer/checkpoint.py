@@ -224,6 +224,8 @@ def load_checkpoint(path: Path) -> State:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint: {error}{_others(path)}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is damaged or no checkpoint: its header is no object")
     if header.get("format") != FORMAT:
         raise ValueError(
             f"{path} has checkpoint format {header.get('format')}, expected {FORMAT}; load it with "

@@ -145,8 +145,15 @@ def _unwritable(path: Path, error: OSError) -> OSError:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text())
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than anything that is written here.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON that can be read: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -157,7 +164,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: readers find the old one or the new one."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 

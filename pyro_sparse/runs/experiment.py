@@ -386,7 +386,7 @@ def read_settings(folder: Path, trust: bool = False) -> Settings:
                 "others; train the run anew"
             )
         settings = Settings(**values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
     # Networks that are built in have numbers behind the colon.
     net = settings.net if not settings.net.startswith("mlp:") else ""
