@@ -307,7 +307,8 @@ class _Compaction:
                 raise ValueError(
                     f"expected {group.size} scores for group {group.name!r}, got {len(score)}"
                 )
-            block = group.writers[0].block
+            first = group.writers[0].parameter  # of heads, values may stand apart in it
+            block = sum(writer.block for writer in group.writers if writer.parameter == first)
             order = [
                 unit
                 for unit in score.detach().cpu().argsort(descending=True, stable=True).tolist()
@@ -550,6 +551,7 @@ class _Compaction:
         noting = Noting(fx.GraphModule(root, self.captured.graph))
         inputs = self.captured.inputs
         noting.run(*tree_leaves((inputs.args, inputs.kwargs)), enable_io_processing=False)
+        self.captured.graph.owning_module = None  # which would have to hold what nodes name
         return values
 
     def _replace_constants(
@@ -896,12 +898,14 @@ def _foldable(work: _Compaction) -> Iterator[_Fold]:
         groups = before.given.get("groups", 1)
         linear = kind == "linear" and len(step.shape) == 2
         conv = kind.startswith("conv") and not (kind.startswith("conv_t") and groups > 1)
+        if not (linear or conv):
+            continue
         nodes = [before.given["weight"], before.given.get("bias")]
         nodes += [step.given[n] for n in ("weight", "bias", "running_mean", "running_var")]
         once = all(
             node is None or (node.op == "get_attr" and len(node.users) == 1) for node in nodes
         )
-        if not (linear or conv) or not once or step.given["running_mean"] is None:
+        if not once or step.given["running_mean"] is None:
             continue
         names = [None if node is None else work._name(node) for node in nodes]
         weight, bias = names[0], names[1]

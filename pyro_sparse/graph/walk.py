@@ -399,6 +399,14 @@ class Step:
             )
         return Value(self.shape, labels, emission, open)
 
+    def opened(self, labels: Tensor) -> Tensor:
+        """What scales these units, of all that scales the inputs'."""
+        find = self.walk.atoms.find
+        opened = torch.cat([value.open for value in self.inputs])
+        before = torch.cat([find(value.labels).reshape(-1) for value in self.inputs])
+        lost = ~torch.isin(before, find(labels).reshape(-1))
+        return opened[~torch.isin(find(opened), before[lost])]
+
     def refuse(self, labels: Tensor, where: Tensor, reason: str) -> Tensor:
         """Block the units of some entries, and keep these entries."""
         if not where.any():
