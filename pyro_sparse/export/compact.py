@@ -120,7 +120,10 @@ def compact_network(
     example = (inputs or graph.example).map(
         lambda v: v.cpu().to(types[0]) if types and v.is_floating_point() else v.cpu()
     )
-    work = _Compaction(full, graph, tensors, capture(full, example, output))
+    gathers = not masks["input"].all()
+    only_graph = gathers and type(full) is not nn.Sequential
+    captured = capture(full, example, output, any_batch=only_graph)
+    work = _Compaction(full, graph, tensors, captured)
     readmitted = work.align(masks, align, scores or {}) if align else {}
     report: dict[str, Any] = {
         "form": "own class",
@@ -134,19 +137,22 @@ def compact_network(
         "align": align,
     }
     work.plan(masks, report)
-    reference = _Reference(full, graph, work.masked, masks, example, output)
-    folded = list(_foldable(work)) if fold else []
     small: nn.Module
     try:
+        if only_graph:
+            raise _Obstacle("input features go, and the network is no nn.Sequential")
+        reference = _Reference(full, graph, work.masked, masks, example, output)
+        folded = list(_foldable(work)) if fold else []
         small = _own_class(work, masks, report, reference, folded)
     except _Obstacle as obstacle:
         report["form"], report["why"] = "graph", str(obstacle)
-        report["constant"], report["branches"] = {}, []
-        captured = capture(full, example, output, any_batch=True)
+        if not only_graph:
+            captured = capture(full, example, output, any_batch=True)
+            work = _Compaction(full, graph, tensors, captured)
+            report["constant"], report["branches"] = {}, []
+            work.plan(masks, report)
         if captured.fixed:
             report["why"] += f"; {captured.fixed}"
-        work = _Compaction(full, graph, tensors, captured)
-        work.plan(masks, report)
         small = work.as_graph(masks, report, list(_foldable(work)) if fold else [])
     small.compaction = report  # type: ignore[assignment]
     small.example = example  # type: ignore[assignment]
@@ -622,8 +628,8 @@ def _own_class(
             else "a branch is empty"
         )
     gathers = not masks["input"].all()
-    if gathers and (type(work.full) is not nn.Sequential or _place_in(work) is None):
-        raise _Obstacle("input features go, and the network is no nn.Sequential")
+    if gathers and _place_in(work) is None:
+        raise _Obstacle("input features go that lie in no dimension between two of its modules")
     tried = []
     for some in _attempts(list(_sizes(work))):
         small = copy.deepcopy(work.full)
@@ -674,21 +680,23 @@ def _cut_in_place(work: _Compaction, small: nn.Module, sizes: tuple[_Size, ...])
 
 
 def _fit(work: _Compaction, small: nn.Module, step: Step) -> None:
-    """Numbers of groups, which no parameter tells."""
+    """Numbers of groups and of normalised channels, which no parameter need tell."""
     operation = operation_of(step.node.target)
-    if operation is None or step.node not in work.walk.values:
+    if operation is None or not {"num_groups", "groups", "running_mean"} & set(step.given):
         return
-    grouped = "num_groups" in step.given or step.given.get("groups", 1) != 1
     try:
-        module = small.get_submodule(step.layer) if grouped else None
+        module: Any = small.get_submodule(step.layer)
     except AttributeError:
         return
-    changed = operation.shrunk(step, work.removal) if module is not None else None
-    if isinstance(module, nn.GroupNorm) and changed:
-        module.num_groups = changed["num_groups"]
-        module.num_channels = work.removal.left_shape(work.walk.values[step.node])[1]
-    elif isinstance(module, nn.modules.conv._ConvNd) and changed:
-        module.groups = changed["groups"]
+    left = work.removal.left_shape(work.walk.values[step.node])[1]
+    changed = operation.shrunk(step, work.removal) or {}
+    if isinstance(module, nn.GroupNorm):
+        module.num_channels = left
+        module.num_groups = changed.get("num_groups", module.num_groups)
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = changed.get("groups", module.groups)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = left
 
 
 def _fit_to_parameters(module: Any) -> None:
@@ -704,8 +712,6 @@ def _fit_to_parameters(module: Any) -> None:
             module.in_channels, module.out_channels = rows, columns
         else:
             module.out_channels, module.in_channels = rows, columns
-    elif isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
-        module.num_features = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.Embedding):

@@ -384,12 +384,10 @@ class Step:
             raise
         return compressed(output)
 
-    def result(self, labels: Tensor, emission: Tensor, open: Tensor | None = None) -> Value:
+    def result(self, labels: Tensor, emission: Tensor, open: Tensor) -> Value:
         """The output's value; units whose emission is not finite are blocked."""
-        if open is None:
-            open = torch.cat([value.open for value in self.inputs])
         bad = emission.isinf()
-        if not any(bool(v.emission.isnan().any()) for v in (*self.inputs, *self.met.values())):
+        if not any(bool(v.emission.isnan().any()) for v in (*self.followed, *self.met.values())):
             bad |= emission.isnan()
         if bad.any():
             labels = self.refuse(
