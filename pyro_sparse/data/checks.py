@@ -14,18 +14,20 @@ def check(
     *,
     classes: int | None,
     features: int | Sequence[int] | None = None,
+    integers: bool = False,
     where: str = "data",
 ) -> None:
     """Raise unless ``x`` and ``y`` are data that a network can be trained on.
 
     Args:
-        x: features, floating point.
+        x: features, floating point, or whole numbers where ``integers`` says so.
             Shape: (N, features...).
         y: labels in 0..classes-1 (whole numbers, of any dtype), or real targets.
             Shape: (N,).
         classes: how many classes the network tells apart; None means regression.
         features: shape of one row of ``x`` that the network takes (an int for a plain vector);
             None accepts any.
+        integers: whether the network takes whole numbers, such as tokens.
         where: named at the start of every message, such as ``"training set"`` or a file.
 
     Raises:
@@ -69,7 +71,12 @@ def check(
                 f"{shapes}, so rows of {tuple(x.shape[1:])}; choose other columns or reshape x, "
                 "or build the network for these."
             )
-    if not x.is_floating_point():
+    if integers and (x.is_floating_point() or x.is_complex()):
+        raise ValueError(
+            f"{where}: expected x of whole numbers, as in the model's example, got {x.dtype} "
+            f"({shapes}); convert it with x.long()."
+        )
+    if not integers and not x.is_floating_point():
         raise ValueError(
             f"{where}: expected floating-point x, got {x.dtype} ({shapes}); "
             "convert it with x.float() and scale it to about unit variance."

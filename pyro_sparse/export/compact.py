@@ -120,7 +120,10 @@ def compact_network(
     example = (inputs or graph.example).map(
         lambda v: v.cpu().to(types[0]) if types and v.is_floating_point() else v.cpu()
     )
-    work = _Compaction(full, graph, tensors, capture(full, example, output))
+    gathers = not masks["input"].all()
+    only_graph = gathers and type(full) is not nn.Sequential
+    captured = capture(full, example, output, any_batch=only_graph)
+    work = _Compaction(full, graph, tensors, captured)
     readmitted = work.align(masks, align, scores or {}) if align else {}
     report: dict[str, Any] = {
         "form": "own class",
@@ -134,19 +137,22 @@ def compact_network(
         "align": align,
     }
     work.plan(masks, report)
-    reference = _Reference(full, graph, work.masked, masks, example, output)
-    folded = list(_foldable(work)) if fold else []
     small: nn.Module
     try:
+        if only_graph:
+            raise _Obstacle("input features go, and the network is no nn.Sequential")
+        reference = _Reference(full, graph, work.masked, masks, example, output)
+        folded = list(_foldable(work)) if fold else []
         small = _own_class(work, masks, report, reference, folded)
     except _Obstacle as obstacle:
         report["form"], report["why"] = "graph", str(obstacle)
-        report["constant"], report["branches"] = {}, []
-        captured = capture(full, example, output, any_batch=True)
+        if not only_graph:
+            captured = capture(full, example, output, any_batch=True)
+            work = _Compaction(full, graph, tensors, captured)
+            report["constant"], report["branches"] = {}, []
+            work.plan(masks, report)
         if captured.fixed:
             report["why"] += f"; {captured.fixed}"
-        work = _Compaction(full, graph, tensors, captured)
-        work.plan(masks, report)
         small = work.as_graph(masks, report, list(_foldable(work)) if fold else [])
     small.compaction = report  # type: ignore[assignment]
     small.example = example  # type: ignore[assignment]
@@ -307,7 +313,8 @@ class _Compaction:
                 raise ValueError(
                     f"expected {group.size} scores for group {group.name!r}, got {len(score)}"
                 )
-            block = group.writers[0].block
+            first = group.writers[0].parameter  # of heads, values may stand apart in it
+            block = sum(writer.block for writer in group.writers if writer.parameter == first)
             order = [
                 unit
                 for unit in score.detach().cpu().argsort(descending=True, stable=True).tolist()
@@ -550,6 +557,7 @@ class _Compaction:
         noting = Noting(fx.GraphModule(root, self.captured.graph))
         inputs = self.captured.inputs
         noting.run(*tree_leaves((inputs.args, inputs.kwargs)), enable_io_processing=False)
+        self.captured.graph.owning_module = None  # which would have to hold what nodes name
         return values
 
     def _replace_constants(
@@ -620,8 +628,8 @@ def _own_class(
             else "a branch is empty"
         )
     gathers = not masks["input"].all()
-    if gathers and (type(work.full) is not nn.Sequential or _place_in(work) is None):
-        raise _Obstacle("input features go, and the network is no nn.Sequential")
+    if gathers and _place_in(work) is None:
+        raise _Obstacle("input features go that lie in no dimension between two of its modules")
     tried = []
     for some in _attempts(list(_sizes(work))):
         small = copy.deepcopy(work.full)
@@ -672,21 +680,23 @@ def _cut_in_place(work: _Compaction, small: nn.Module, sizes: tuple[_Size, ...])
 
 
 def _fit(work: _Compaction, small: nn.Module, step: Step) -> None:
-    """Numbers of groups, which no parameter tells."""
+    """Numbers of groups and of normalised channels, which no parameter need tell."""
     operation = operation_of(step.node.target)
-    if operation is None or step.node not in work.walk.values:
+    if operation is None or not {"num_groups", "groups", "running_mean"} & set(step.given):
         return
-    grouped = "num_groups" in step.given or step.given.get("groups", 1) != 1
     try:
-        module = small.get_submodule(step.layer) if grouped else None
+        module: Any = small.get_submodule(step.layer)
     except AttributeError:
         return
-    changed = operation.shrunk(step, work.removal) if module is not None else None
-    if isinstance(module, nn.GroupNorm) and changed:
-        module.num_groups = changed["num_groups"]
-        module.num_channels = work.removal.left_shape(work.walk.values[step.node])[1]
-    elif isinstance(module, nn.modules.conv._ConvNd) and changed:
-        module.groups = changed["groups"]
+    left = work.removal.left_shape(work.walk.values[step.node])[1]
+    changed = operation.shrunk(step, work.removal) or {}
+    if isinstance(module, nn.GroupNorm):
+        module.num_channels = left
+        module.num_groups = changed.get("num_groups", module.num_groups)
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = changed.get("groups", module.groups)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = left
 
 
 def _fit_to_parameters(module: Any) -> None:
@@ -702,8 +712,6 @@ def _fit_to_parameters(module: Any) -> None:
             module.in_channels, module.out_channels = rows, columns
         else:
             module.out_channels, module.in_channels = rows, columns
-    elif isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
-        module.num_features = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.Embedding):
@@ -898,12 +906,14 @@ def _foldable(work: _Compaction) -> Iterator[_Fold]:
         groups = before.given.get("groups", 1)
         linear = kind == "linear" and len(step.shape) == 2
         conv = kind.startswith("conv") and not (kind.startswith("conv_t") and groups > 1)
+        if not (linear or conv):
+            continue
         nodes = [before.given["weight"], before.given.get("bias")]
         nodes += [step.given[n] for n in ("weight", "bias", "running_mean", "running_var")]
         once = all(
             node is None or (node.op == "get_attr" and len(node.users) == 1) for node in nodes
         )
-        if not (linear or conv) or not once or step.given["running_mean"] is None:
+        if not once or step.given["running_mean"] is None:
             continue
         names = [None if node is None else work._name(node) for node in nodes]
         weight, bias = names[0], names[1]

@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .structure import Product, Width
 from .units import KEPT, Value, compressed
@@ -651,7 +651,7 @@ class GatedHalf(Elementwise):
         labels = step.source.full_labels().chunk(2, dim)
         emissions = step.source.full_emission().chunk(2, dim)
         halves = [
-            Value(label.shape, compressed(label), compressed(emission), step.source.open)
+            Value(label.shape, compressed(label), compressed(emission), step.opened(label))
             for label, emission in zip(labels, emissions, strict=True)
         ]
         return self.combined(step, halves)
@@ -661,9 +661,7 @@ class GatedHalf(Elementwise):
         return compressed(torch.where(first == 0, 0, first * gate.sigmoid()))
 
     def open(self, values: Sequence[Value]) -> Tensor:
-        labels = values[0].labels
-        mine = labels[labels >= 0].unique()
-        return values[0].open[torch.isin(values[0].open, mine)]
+        return values[0].open
 
 
 # -- operations that mix entries along some dimensions -------------------------------------------
@@ -795,11 +793,11 @@ class Movement(Operation):
             return step.kept()
         labels = self.moved(step, lambda value: value.full_labels())
         emissions = self.moved(step, lambda value: value.full_emission())
-        opened = torch.cat([value.open for value in step.inputs])
         if isinstance(labels, Tensor):
+            opened = step.opened(labels)
             return Value(labels.shape, compressed(labels), compressed(emissions), opened)
         return tuple(
-            Value(label.shape, compressed(label), compressed(emission), opened)
+            Value(label.shape, compressed(label), compressed(emission), step.opened(label))
             for label, emission in zip(labels, emissions, strict=True)
         )
 
@@ -866,7 +864,14 @@ class Reshape(Movement):
         place = cut[0] - lead
         if not 0 <= place < len(sizes) or sizes[place] == -1:
             return None
-        sizes[place] = len(cut[1])
+        if isinstance(sizes[place], fx.Node):
+            # The batch's size times that of units: torch infers it, if the others are known.
+            if -1 in sizes:
+                inferred = sizes.index(-1)
+                sizes[inferred] = value.shape[inferred + lead]
+            sizes[place] = -1
+        else:
+            sizes[place] = len(cut[1])
         return {self.argument: sizes}
 
 
@@ -945,7 +950,8 @@ class Index(Movement):
             return self.anywhere(step, source, indices)
         labels = self.moved(step, lambda value: value.full_labels())
         emission = self.moved(step, lambda value: value.full_emission())
-        return Value(step.shape, compressed(labels), compressed(emission), source.open)
+        opened = step.opened(labels)
+        return Value(step.shape, compressed(labels), compressed(emission), opened)
 
     def moved(self, step: Step, part: Callable[[Value], Tensor], call: Any = None) -> Any:
         source, *indices = step.inputs

@@ -384,12 +384,10 @@ class Step:
             raise
         return compressed(output)
 
-    def result(self, labels: Tensor, emission: Tensor, open: Tensor | None = None) -> Value:
+    def result(self, labels: Tensor, emission: Tensor, open: Tensor) -> Value:
         """The output's value; units whose emission is not finite are blocked."""
-        if open is None:
-            open = torch.cat([value.open for value in self.inputs])
         bad = emission.isinf()
-        if not any(bool(v.emission.isnan().any()) for v in (*self.inputs, *self.met.values())):
+        if not any(bool(v.emission.isnan().any()) for v in (*self.followed, *self.met.values())):
             bad |= emission.isnan()
         if bad.any():
             labels = self.refuse(
@@ -398,6 +396,14 @@ class Step:
                 f"{self} maps what an excluded unit emits to a number not finite",
             )
         return Value(self.shape, labels, emission, open)
+
+    def opened(self, labels: Tensor) -> Tensor:
+        """What scales these units, of all that scales the inputs'."""
+        find = self.walk.atoms.find
+        opened = torch.cat([value.open for value in self.inputs])
+        before = torch.cat([find(value.labels).reshape(-1) for value in self.inputs])
+        lost = ~torch.isin(before, find(labels).reshape(-1))
+        return opened[~torch.isin(find(opened), before[lost])]
 
     def refuse(self, labels: Tensor, where: Tensor, reason: str) -> Tensor:
         """Block the units of some entries, and keep these entries."""

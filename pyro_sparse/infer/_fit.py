@@ -51,11 +51,23 @@ VALIDATION_BATCH = 1000
 
 def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
     """Raise ``ValueError`` unless the model can be trained on ``x`` and ``y``."""
-    check(x, y, classes=None, features=model.example_shape[1:], where=where)
-    own = model.output_scale.dtype
-    if x.dtype != own:
-        raise ValueError(f"{where}: expected x of the network's dtype, {own}, got {x.dtype}")
+    _check(model, x, y, where)
     BatchCheck(model, x)(x, y, where)
+
+
+def _check(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
+    (example, *_) = model.graph.example.tensors
+    check(
+        x,
+        y,
+        classes=None,
+        features=model.example_shape[1:],
+        integers=not example.is_floating_point(),
+        where=where,
+    )
+    own = model.output_scale.dtype
+    if x.is_floating_point() and x.dtype != own:
+        raise ValueError(f"{where}: expected x of the network's dtype, {own}, got {x.dtype}")
 
 
 class BatchCheck:
@@ -74,7 +86,7 @@ class BatchCheck:
         self.output = output[:1]
 
     def __call__(self, x: Tensor, y: Tensor, where: str) -> None:
-        check(x, y, classes=None, features=self.model.example_shape[1:], where=where)
+        _check(self.model, x, y, where)
         output = self.output.expand(len(x), *self.output.shape[1:])
         try:
             self.model.likelihood.check(output, y.to(output.device))

@@ -93,3 +93,9 @@ def test_rejects_what_is_no_tensor(name: str) -> None:
     data[name] = np.asarray(data[name])
     with pytest.raises(TypeError, match=f"expected {name} as a torch.Tensor, got ndarray"):
         check(**data, classes=3)
+
+
+def test_whole_numbers_where_the_network_takes_them() -> None:
+    check(X.long(), LABELS, classes=3, integers=True)
+    with pytest.raises(ValueError, match=r"x of whole numbers, .* got torch.float32 .* x.long\(\)"):
+        check(X, LABELS, classes=3, integers=True)

@@ -490,3 +490,16 @@ class TestNumberOfExamples:
     def test_an_iterable_cannot_be_counted(self, make):
         run, x, y = make
         run(1000, [(x, y)])
+
+
+def test_tokens():
+    """A network that looks its inputs up is trained on whole numbers, and on nothing else."""
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5), nn.ReLU())
+    net.append(nn.Linear(5, 2))
+    x, y = torch.randint(9, (20, 3)), torch.arange(20) % 2
+    model = models.SpikeSlabGaussian(net, x[:2], num_data=20)
+    guide = guides.for_model(model)
+    run = train(model, guide, loader=Batches(x, y, 10, seed=1), epochs=1)
+    assert math.isfinite(run.history[-1]["loss"])
+    with pytest.raises(ValueError, match="x of whole numbers"):
+        train(model, guide, loader=Batches(x.float(), y, 10, seed=1), epochs=1)
