@@ -24,7 +24,7 @@ from torch import nn
 
 from pyro_sparse import data, nets
 from pyro_sparse.export import compact_network, equivalence, save
-from pyro_sparse.export.compact import readmitting
+from pyro_sparse.export._compact import readmitting
 from pyro_sparse.graph import Graph, groups
 from pyro_sparse.runs import deployment, terminal
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import pyro_sparse as ps
 from pyro_sparse import nets
-from pyro_sparse.export.compact import tensors_of
+from pyro_sparse.export._compact import tensors_of
 from pyro_sparse.models.base import SparseModel
 
 from . import hand_written, library_networks

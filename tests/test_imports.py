@@ -90,9 +90,6 @@ def test_no_module_reaches_itself():
     assert circles(graph) == []
 
 
-STILL_HIDDEN = {"export.compact", "export.load", "export.save", "graph.groups"}
-
-
 def test_no_function_hides_a_module():
     """``pyro_sparse.nets.build`` cannot be a function and a file."""
     hidden = set()
@@ -102,4 +99,4 @@ def test_no_function_hides_a_module():
             getattr(importlib.import_module(package), last, None), types.ModuleType | None
         ):
             hidden.add(name.removeprefix("pyro_sparse."))
-    assert hidden == STILL_HIDDEN
+    assert not hidden

@@ -57,9 +57,12 @@ class FormatError(ValueError):
 def checked(content: bytes, *, hollow: bool = False) -> bytes:
     """The same archive, made anew of what was checked.
 
-    :param content: of a ``.pt2`` file.
-    :param hollow: one whose weights were left out, see :func:`hollowed`.
-    :raises FormatError: for a damaged archive, and for anything in it but operations and tensors.
+    Args:
+        content: of a ``.pt2`` file.
+        hollow: one whose weights were left out, see :func:`hollowed`.
+
+    Raises:
+        FormatError: for a damaged archive, and for anything in it but operations and tensors.
     """
     root, parts = _read(content)
     for name, part in parts.items():

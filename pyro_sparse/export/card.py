@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .load import read_config
+from ._load import read_config
 
 __all__ = ["model_card", "refresh_card"]
 
@@ -30,8 +30,9 @@ def refresh_card(directory: str | Path) -> None:
 def model_card(config: Mapping[str, Any], bench: Mapping[str, Any] | None = None) -> str:
     """The text of README.md.
 
-    :param config: the folder's config.json.
-    :param bench: its bench.json.
+    Args:
+        config: the folder's config.json.
+        bench: its bench.json.
     """
     parts = [
         _introduction(config),

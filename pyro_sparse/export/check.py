@@ -38,9 +38,12 @@ SINGLE = 1e-5  # of the outputs' size: sums are rounded in another order
 def input_of(net: nn.Module, example: Example | Inputs | None) -> Inputs:
     """Example rows of ``net``, on the CPU.
 
-    :param example: as given by the user; otherwise what ``net.example`` or ``net.input_shape``
-        says, which :func:`~pyro_sparse.export.compact` sets. The latter are zeros: a shape.
-    :raises ValueError: for an example that is no batch, and where nobody said what ``net`` takes.
+    Args:
+        example: as given by the user; otherwise what ``net.example`` or ``net.input_shape`` says,
+            which :func:`~pyro_sparse.export.compact` sets. The latter are zeros: a shape.
+
+    Raises:
+        ValueError: for an example that is no batch, and where nobody said what ``net`` takes.
     """
     if example is None:
         example = getattr(net, "example", None)
@@ -122,18 +125,23 @@ def largest_difference(
 ) -> dict[str, float]:
     """How far the outputs of ``net`` and ``other`` are apart, over the batch sizes.
 
-    :param net: the torch network.
-    :param other: the same network, elsewhere.
-    :param example: rows that are drawn from.
-    :param name: what ``other`` is, for the error.
-    :param batches: None for the example as it is, of a network for one batch size only.
-    :param rounded: ``other`` computes with numbers of lower precision: any difference is returned
-        that is finite.
-    :returns: ``max_abs_diff``, beside it ``max_abs_output``, and ``rounding``, the largest
-        difference of the network from itself in double precision.
-    :raises ValueError: where they differ by more than 1e-5 of the outputs' size (that of 1 at
-        least) and ten times the network's own rounding, or where ``other`` does not accept a batch
-        size.
+    Args:
+        net: the torch network.
+        other: the same network, elsewhere.
+        example: rows that are drawn from.
+        name: what ``other`` is, for the error.
+        batches: None for the example as it is, of a network for one batch size only.
+        rounded: ``other`` computes with numbers of lower precision: any difference is returned that
+            is finite.
+
+    Returns:
+        ``max_abs_diff``, beside it ``max_abs_output``, and ``rounding``, the largest difference of
+        the network from itself in double precision.
+
+    Raises:
+        ValueError: where they differ by more than 1e-5 of the outputs' size (that of 1 at least)
+            and ten times the network's own rounding, or where ``other`` does not accept a batch
+            size.
     """
     found = {"max_abs_diff": 0.0, "max_abs_output": 0.0, "rounding": 0.0}
     for inputs in [example] if batches is None else [example_rows(example, n) for n in batches]:

@@ -12,7 +12,7 @@ from pyro_sparse.posterior import Posterior, SelectionRule
 from pyro_sparse.posterior.calibration import predictive_scores
 from pyro_sparse.posterior.draws import Included
 
-from .compact import compact_network
+from ._compact import compact_network
 from .shipping import check_compact
 
 __all__ = ["Ensemble", "compact_draws", "ensemble_scores"]

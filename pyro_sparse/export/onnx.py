@@ -49,8 +49,9 @@ def write_onnx(exported: Exported, path: str | Path) -> None:
 
     The file holds no text of the machine that wrote it, such as the paths of source files.
 
-    :raises ModuleNotFoundError: without the packages of the extra ``onnx``.
-    :raises ValueError: where the network cannot be exported.
+    Raises:
+        ModuleNotFoundError: without the packages of the extra ``onnx``.
+        ValueError: where the network cannot be exported.
     """
     require_onnx()
     try:
@@ -83,9 +84,10 @@ def onnx_runner(
 ) -> Runner:
     """A function that runs an ONNX file of :func:`write_onnx` in ONNX Runtime on the CPU.
 
-    :param names: of the inputs, in the order of their tensors.
-    :param outputs: names.
-    :param threads: for the work inside of one operation.
+    Args:
+        names: of the inputs, in the order of their tensors.
+        outputs: names.
+        threads: for the work inside of one operation.
     """
     require_onnx()
     import onnxruntime
@@ -118,11 +120,14 @@ def write_int8(
     Weights and activations are 8-bit numbers between QuantizeLinear and DequantizeLinear nodes. The
     activations' ranges are those that ``rows`` give.
 
-    :param source: file of :func:`write_onnx`.
-    :param rows: inputs of training, whose ranges are taken.
-    :param names: of the inputs.
-    :param batch: the only batch size at which the network runs, or None.
-    :raises ValueError: where ONNX Runtime cannot quantise the network, or nothing in it.
+    Args:
+        source: file of :func:`write_onnx`.
+        rows: inputs of training, whose ranges are taken.
+        names: of the inputs.
+        batch: the only batch size at which the network runs, or None.
+
+    Raises:
+        ValueError: where ONNX Runtime cannot quantise the network, or nothing in it.
     """
     require_onnx()
     import onnx

@@ -53,8 +53,11 @@ def export_program(net: nn.Module, example: Inputs) -> Exported:
     such as a cache, is left out, and whoever reads the program needs no class of the network's
     library.
 
-    :param example: rows, on the CPU.
-    :raises ValueError: where the network cannot be exported.
+    Args:
+        example: rows, on the CPU.
+
+    Raises:
+        ValueError: where the network cannot be exported.
     """
     # A copy, since hooks come on it, and forward may set attributes.
     net = copy.deepcopy(net).cpu()
@@ -154,8 +157,11 @@ def write_program(exported: Exported, path: str | Path, *, hollow: bool = False)
     example inputs as a pickle, source paths as text and conditions on sizes as Python; they are
     left out.
 
-    :param hollow: without the weights' numbers.
-    :raises ValueError: where this version of torch writes anything but that.
+    Args:
+        hollow: without the weights' numbers.
+
+    Raises:
+        ValueError: where this version of torch writes anything but that.
     """
     program = exported.program
     program._example_inputs = None
@@ -176,7 +182,8 @@ def write_program(exported: Exported, path: str | Path, *, hollow: bool = False)
 def read_program(content: bytes, *, hollow: bool = False) -> nn.Module:
     """The network in a ``.pt2`` file, read as data: see :mod:`.archive`.
 
-    :raises FormatError: where there is anything else in it, or torch cannot make a network of it.
+    Raises:
+        FormatError: where there is anything else in it, or torch cannot make a network of it.
     """
     made = io.BytesIO(checked(content, hollow=hollow))
     try:

@@ -14,7 +14,7 @@ from pyro_sparse.posterior import FittedNetwork, Posterior, SelectionRule
 from pyro_sparse.precision import full_precision
 from pyro_sparse.ranges import whole
 
-from .compact import compact_network, equivalence, tensors_of
+from ._compact import compact_network, equivalence, tensors_of
 
 __all__ = ["compact"]
 

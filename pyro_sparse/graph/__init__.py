@@ -15,8 +15,8 @@ from torch import nn
 
 from pyro_sparse.inputs import Example
 
+from ._groups import groups
 from .capture import Output, UntraceableError, evaluating, without_weight_norm
-from .groups import groups
 from .operations import Elementwise, Mixing, Movement, Operation, Pointwise, register
 from .picture import draw
 from .structure import Graph, Group, ParameterSlice, ReaderSlice

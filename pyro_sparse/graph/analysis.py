@@ -55,7 +55,8 @@ class Analysis:
 def analyse(net: nn.Module, captured: Captured) -> Analysis:
     """Follow the units through a network's graph.
 
-    :param net: whose names the graph has.
+    Args:
+        net: whose names the graph has.
     """
     names: dict[int, str] = {}
     for name, tensor in itertools.chain(net.named_parameters(), net.named_buffers()):

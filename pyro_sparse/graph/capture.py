@@ -64,7 +64,8 @@ class Output:
     def __call__(self, outputs: Any) -> Tensor:
         """The tensor among what the network has returned.
 
-        :raises ValueError: where there is none of this name, or several and no name.
+        Raises:
+            ValueError: where there is none of this name, or several and no name.
         """
         if isinstance(outputs, Tensor) and self.name is None:
             return outputs
@@ -134,10 +135,13 @@ def capture(
 ) -> Captured:
     """Capture the forward of ``net``, which is in eval mode afterwards as before.
 
-    :param output: the output to return; all tensors among the outputs when absent.
-    :param any_batch: for batches of any size, where the network's code allows that.
-    :raises ValueError: where the network does not accept the inputs.
-    :raises UntraceableError: where its forward depends on the values of tensors.
+    Args:
+        output: the output to return; all tensors among the outputs when absent.
+        any_batch: for batches of any size, where the network's code allows that.
+
+    Raises:
+        ValueError: where the network does not accept the inputs.
+        UntraceableError: where its forward depends on the values of tensors.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     # Torch's fused attention is one operation, of which nothing could be removed.

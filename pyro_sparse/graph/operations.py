@@ -65,21 +65,24 @@ class Operation:
     def follow(self, step: Step) -> Any:
         """The value of its output, or a tuple of values.
 
-        :raises Unsupported: where its units cannot be followed.
+        Raises:
+            Unsupported: where its units cannot be followed.
         """
         raise Unsupported(f"{step} is not supported")
 
     def products(self, step: Step, width: Widths) -> Iterable[Product]:
         """What it costs.
 
-        :param width: the width of a dimension with these labels and of this many entries.
+        Args:
+            width: the width of a dimension with these labels and of this many entries.
         """
         return ()
 
     def shrunk(self, step: Step, removal: Removal) -> dict[str, Any] | None:
         """The arguments that are others once units are gone; None where none are.
 
-        :raises ValueError: where it cannot be made to fit.
+        Raises:
+            ValueError: where it cannot be made to fit.
         """
         return None
 
@@ -90,7 +93,8 @@ OPERATIONS: dict[Any, Operation] = {}
 def register(*targets: Any, operation: Operation) -> None:
     """Say what operations do to units: of torch (``torch.ops.aten.relu``), or of one's own.
 
-    :param targets: operations, with all their overloads, or single overloads, which go before.
+    Args:
+        targets: operations, with all their overloads, or single overloads, which go before.
     """
     for target in targets:
         OPERATIONS[target] = operation
@@ -670,8 +674,9 @@ class GatedHalf(Elementwise):
 class Mixing(Operation):
     """Entries are mixed along some dimensions, along which units must not vary; others stay.
 
-    :param dims: these, of an input of so many dimensions, by the step.
-    :param keeps: whether 0 everywhere stays 0, so that nothing has to be run.
+    Args:
+        dims: these, of an input of so many dimensions, by the step.
+        keeps: whether 0 everywhere stays 0, so that nothing has to be run.
     """
 
     def __init__(
@@ -804,8 +809,9 @@ class Movement(Operation):
     def moved(self, step: Step, part: Callable[[Value], Tensor], call: Any = None) -> Any:
         """Where the entries of something about the inputs go; None if nobody knows.
 
-        :param part: of an input's true shape, or of what is left of it.
-        :param call: the operation for what is left, see :meth:`.Step.call`.
+        Args:
+            part: of an input's true shape, or of what is left of it.
+            call: the operation for what is left, see :meth:`.Step.call`.
         """
         # A view of what is laid out otherwise would not be one.
         return step.call(lambda value: part(value).contiguous(), call)

@@ -37,7 +37,8 @@ class Removal:
     def cut(self, value: Value) -> tuple[int, Tensor] | None:
         """The dimension that has become shorter, and the entries left of it; None if none has.
 
-        :raises ValueError: where units are gone from several dimensions, or all of them are.
+        Raises:
+            ValueError: where units are gone from several dimensions, or all of them are.
         """
         stays = self.stays(value.labels)
         if stays.all():
@@ -75,8 +76,11 @@ class Removal:
     ) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
         """Target and arguments for what is left; None where the operation can stay as it is.
 
-        :param operation: what is known of the step's operation, None for nothing.
-        :raises ValueError: where it cannot be made to give what is left of its output.
+        Args:
+            operation: what is known of the step's operation, None for nothing.
+
+        Raises:
+            ValueError: where it cannot be made to give what is left of its output.
         """
         outputs = list(parts(self.walk.values.get(step.node)))
         if operation is None or not outputs or all(self.empty(value) for value in outputs):

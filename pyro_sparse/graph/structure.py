@@ -228,8 +228,11 @@ class Graph:
     def rows(self, parameters: Mapping[str, Tensor], name: str) -> Tensor:
         """The rows of group ``name``, shape ``(units, row length)``.
 
-        :param parameters: the network's tensors by name, in the shapes of :attr:`shapes`.
-        :raises ValueError: for the input features, which have no parameters.
+        Args:
+            parameters: the network's tensors by name, in the shapes of :attr:`shapes`.
+
+        Raises:
+            ValueError: for the input features, which have no parameters.
         """
         group = self[name]
         if not group.writers:
@@ -249,9 +252,12 @@ class Graph:
         Where a parameter stands in one group and in order, it is only sliced and reshaped, so that
         tensor subclasses pass.
 
-        :param rows: for any of the groups, a tensor ``(units, row length)``; parameters that stand
-            in a group that is not given as well are left out.
-        :raises ValueError: where a shape is another.
+        Args:
+            rows: for any of the groups, a tensor ``(units, row length)``; parameters that stand in
+                a group that is not given as well are left out.
+
+        Raises:
+            ValueError: where a shape is another.
         """
         columns = {}
         for name, value in rows.items():
@@ -300,8 +306,9 @@ class Graph:
 
         Only the slices that gate are multiplied (:attr:`ParameterSlice.gates`).
 
-        :param rows: ``(units, row length)``.
-        :param gate: ``(units,)``.
+        Args:
+            rows: ``(units, row length)``.
+            gate: ``(units,)``.
         """
         name, gate = self[name].name, gate.unsqueeze(-1)
         if name not in self._gates:
@@ -316,8 +323,9 @@ class Graph:
 
         The readers then see each unit as if its output were multiplied.
 
-        :param parameters: tensors by name, those of all readers among them.
-        :param scale: ``(units,)``.
+        Args:
+            parameters: tensors by name, those of all readers among them.
+            scale: ``(units,)``.
         """
         scaled = dict(parameters)
         for reader in self[name].readers:
@@ -333,8 +341,9 @@ class Graph:
     def gate_inputs(self, inputs: Tensor, gate: Tensor) -> Tensor:
         """``inputs`` times a gate on the units of the group ``"input"``.
 
-        :param inputs: a batch of the network's inputs, ``(batch, ...)``.
-        :param gate: ``(units,)`` or ``(batch, units)``.
+        Args:
+            inputs: a batch of the network's inputs, ``(batch, ...)``.
+            gate: ``(units,)`` or ``(batch, units)``.
         """
         group = self["input"]
         if gate.shape[-1] != group.size:
@@ -349,9 +358,12 @@ class Graph:
     def check_keep(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks as boolean CPU tensors for every group; groups not mentioned keep all units.
 
-        :param keep: for any of the groups, a boolean mask ``(units,)``.
-        :raises ValueError: for an unknown group, a mask of another shape or type, or a mask that
-            drops units of a group that is not prunable.
+        Args:
+            keep: for any of the groups, a boolean mask ``(units,)``.
+
+        Raises:
+            ValueError: for an unknown group, a mask of another shape or type, or a mask that drops
+                units of a group that is not prunable.
         """
         if not isinstance(keep, Mapping):
             raise ValueError(f"expected boolean masks by group, got {keep!r}")
@@ -391,8 +403,9 @@ class Graph:
         excluded unit then emits f(0) through its activation f. Input units have no row: gate them
         with :meth:`gate_inputs`.
 
-        :param parameters: tensors by name; those of other names pass unchanged.
-        :param keep: boolean masks by group, as in :meth:`check_keep`.
+        Args:
+            parameters: tensors by name; those of other names pass unchanged.
+            keep: boolean masks by group, as in :meth:`check_keep`.
         """
         masks = self.check_keep(keep)
         masked = dict(parameters)
@@ -418,7 +431,8 @@ class Graph:
     def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """Shape that each grouped parameter has once excluded units are cut out.
 
-        :param keep: boolean masks by group, as in :meth:`check_keep`.
+        Args:
+            keep: boolean masks by group, as in :meth:`check_keep`.
         """
         sizes = {name: list(shape) for name, shape in self.shapes.items()}
         for name, mask in self.check_keep(keep).items():
@@ -430,7 +444,8 @@ class Graph:
     def macs_saved(self, keep: Mapping[str, Tensor]) -> int:
         """Multiply-accumulate operations of one input that go with the excluded units.
 
-        :param keep: boolean masks by group, as in :meth:`check_keep`.
+        Args:
+            keep: boolean masks by group, as in :meth:`check_keep`.
         """
         kept = {name: int(mask.sum()) for name, mask in self.check_keep(keep).items()}
         full = {group.name: group.size for group in self}
@@ -444,7 +459,8 @@ class Graph:
         not connected, is read by nobody. The network with connected units only computes the same:
         a unit with a bias is something, and so is what one that is out emits where that is not 0.
 
-        :param parameters: the network's parameters by name.
+        Args:
+            parameters: the network's parameters by name.
         """
         masks = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self}
         # Forwards: a row that reads only units that are out is a constant, too. Backwards: units

@@ -106,7 +106,8 @@ class Atoms:
         A row with a :data:`KEPT` entry is kept as a whole, and blocks its units. Where this would
         tie several firm units into a single one, they are blocked instead.
 
-        :returns: ``(rows,)``.
+        Returns:
+            ``(rows,)``.
         """
         first = labels[:, 0].clone()
         if labels.shape[1] == 1 or bool((labels == labels[:, :1]).all()):
@@ -130,7 +131,8 @@ class Atoms:
 class Blocked:
     """The units that may not be removed, each with its reason.
 
-    :param why: by unit, the place of its reason in ``reasons``; :data:`NO_REASON` where none.
+    Args:
+        why: by unit, the place of its reason in ``reasons``; :data:`NO_REASON` where none.
     """
 
     def __init__(self, why: np.ndarray, reasons: list[str]) -> None:

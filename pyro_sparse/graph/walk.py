@@ -347,7 +347,8 @@ class Step:
     def call(self, substitute: Callable[[Value], Tensor], call: Any = None) -> Any:
         """The operation with each tensor input replaced.
 
-        :param call: target, arguments and keyword arguments; the node's own when absent.
+        Args:
+            call: target, arguments and keyword arguments; the node's own when absent.
         """
 
         def argument(node: fx.Node) -> Any:
@@ -365,7 +366,8 @@ class Step:
     def emitted(self, *, full: bool = False) -> Tensor:
         """The operation's output where every unit is excluded, compressed.
 
-        :param full: run it on tensors of the true shapes, not only on what varies.
+        Args:
+            full: run it on tensors of the true shapes, not only on what varies.
         """
         rank = len(self.shape)
         values = self.inputs
@@ -477,7 +479,8 @@ class Step:
     ) -> None:
         """A weight reads the units along ``dim`` of a value by its dimension ``column``.
 
-        :param bias: the parameter that adds to the same outputs, whether or not there is one.
+        Args:
+            bias: the parameter that adds to the same outputs, whether or not there is one.
         """
         labels = self.columns(value, dim)
         emission = compressed(value.along(dim)[1].expand(len(labels), -1))

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pyro_sparse.export import bench, latency, load, plots, reference, save
+from pyro_sparse.export._load import FormatError
 from pyro_sparse.export.latency import ONNX, TORCH, Benchmark, Ratio, Timing
-from pyro_sparse.export.load import FormatError
 from pyro_sparse.nets import count_macs, count_parameters, lenet5_caffe, mlp
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pyro_sparse.export import compact_network, equivalence, save
-from pyro_sparse.export.load import load
+from pyro_sparse.export._load import load
 from pyro_sparse.graph import groups
 from pyro_sparse.nets import count_macs, count_parameters, mlp, resnet, vgg, vit
 

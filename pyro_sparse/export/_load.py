@@ -38,8 +38,9 @@ LONGEST = 64 * 2**20  # bytes of config.json
 def read_config(directory: str | Path) -> dict[str, Any]:
     """The folder's ``config.json``.
 
-    :raises FileNotFoundError: where there is none.
-    :raises FormatError: where it is of another format or version.
+    Raises:
+        FileNotFoundError: where there is none.
+        FormatError: where it is of another format or version.
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
@@ -74,10 +75,13 @@ def load(directory: str | Path) -> nn.Module:
     a damaged folder is found out, and nothing that a folder brings along is run. A digest tells
     damage, not who wrote the folder.
 
-    :param directory: the exported folder.
-    :raises FileNotFoundError: where a file is missing.
-    :raises FormatError: where the folder is of another version, a file is not the one that was
-        written, or holds anything but operations and tensors.
+    Args:
+        directory: the exported folder.
+
+    Raises:
+        FileNotFoundError: where a file is missing.
+        FormatError: where the folder is of another version, a file is not the one that was written,
+            or holds anything but operations and tensors.
     """
     config = read_config(directory)
     contents = {name: _content(directory, config, name) for name in _listed(directory, config)}
@@ -89,8 +93,11 @@ def reference(directory: str | Path) -> nn.Module:
 
     It is there to measure what the removal saves, nothing else: its weights were not exported.
 
-    :param directory: the exported folder.
-    :raises FormatError: where the folder does not hold it.
+    Args:
+        directory: the exported folder.
+
+    Raises:
+        FormatError: where the folder does not hold it.
     """
     config = read_config(directory)
     if DENSE not in _listed(directory, config):
@@ -106,7 +113,8 @@ def reference(directory: str | Path) -> nn.Module:
 def example_of(directory: str | Path) -> Inputs:
     """Inputs of the exported network, at its only batch size or two of them: zeros.
 
-    :param directory: the exported folder.
+    Args:
+        directory: the exported folder.
     """
     config = read_config(directory)
     batch = 2 if config["batch"] == "any" else config["batch"]["only"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_sparse import nets
 from pyro_sparse.inputs import Example, Inputs
 
+from ._load import DENSE, FILES, FORMAT, FORMAT_VERSION
 from .card import model_card
 from .check import (
     BATCHES,
@@ -29,7 +30,6 @@ from .check import (
     largest_difference,
     tensors_only,
 )
-from .load import DENSE, FILES, FORMAT, FORMAT_VERSION
 from .onnx import onnx_runner, require_onnx, write_int8, write_onnx
 from .program import Exported, export_program, program_runner, write_program
 from .scores import Labelled, scored
@@ -160,8 +160,9 @@ def save(
 def check_target(directory: str | Path, *, onnx: bool = False, overwrite: bool = False) -> None:
     """What :func:`save` would refuse whatever the network, before any work.
 
-    :raises FileExistsError: where the folder is not empty, without ``overwrite``.
-    :raises ModuleNotFoundError: for ``onnx`` without its packages.
+    Raises:
+        FileExistsError: where the folder is not empty, without ``overwrite``.
+        ModuleNotFoundError: for ``onnx`` without its packages.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():

@@ -93,19 +93,22 @@ def compact_network(
 
     Its attribute ``example`` holds the inputs on which it was checked.
 
-    :param net: the full network; not changed.
-    :param graph: its groups.
-    :param parameters: values by name; the network's own for those not mentioned.
-    :param keep: boolean masks ``(units,)`` by group; groups not mentioned keep all units.
-    :param align: bring units back until each layer's width is a multiple of this (4, 8 or 16),
-        those of highest score first.
-    :param scores: ``(units,)`` by group; norms of the rows for groups not mentioned.
-    :param fold: let batch normalisations go into the linear layer or convolution before them.
-    :param output: which of several outputs has to be the same; all of them when absent.
-    :param inputs: to check it on, those of ``graph`` when absent.
-    :raises ValueError: for masks that leave the network constant or that
-        :meth:`~pyro_sparse.graph.Graph.check_keep` refuses; for parameters of other names or
-        shapes; for an ``align`` below 1.
+    Args:
+        net: the full network; not changed.
+        graph: its groups.
+        parameters: values by name; the network's own for those not mentioned.
+        keep: boolean masks ``(units,)`` by group; groups not mentioned keep all units.
+        align: bring units back until each layer's width is a multiple of this (4, 8 or 16), those
+            of highest score first.
+        scores: ``(units,)`` by group; norms of the rows for groups not mentioned.
+        fold: let batch normalisations go into the linear layer or convolution before them.
+        output: which of several outputs has to be the same; all of them when absent.
+        inputs: to check it on, those of ``graph`` when absent.
+
+    Raises:
+        ValueError: for masks that leave the network constant or that
+            :meth:`~pyro_sparse.graph.Graph.check_keep` refuses; for parameters of other names or
+            shapes; for an ``align`` below 1.
     """
     if align is not None and align < 1:
         raise ValueError(f"expected align, the multiple of widths, to be at least 1, got {align}")
@@ -616,7 +619,8 @@ def _own_class(
 ) -> nn.Module:
     """The network itself with narrower layers.
 
-    :raises _Obstacle: where its code does not allow that.
+    Raises:
+        _Obstacle: where its code does not allow that.
     """
     lost = [name for name, mask in masks.items() if len(mask) and not mask.any()]
     if work.status or lost:
@@ -1015,11 +1019,12 @@ def equivalence(
 ) -> float:
     """Largest absolute difference between the masked network's and the compact one's output.
 
-    :param net: the full network, with ``graph``, ``parameters`` and ``keep`` as in
-        :func:`compact_network`; units that ``align`` has readmitted are taken from ``small``.
-    :param small: what that returned.
-    :param inputs: what the network is called with, where it is.
-    :param output: which of several outputs.
+    Args:
+        net: the full network, with ``graph``, ``parameters`` and ``keep`` as in
+            :func:`compact_network`; units that ``align`` has readmitted are taken from ``small``.
+        small: what that returned.
+        inputs: what the network is called with, where it is.
+        output: which of several outputs.
     """
     net = without_weight_norm(net)
     given, keep = Inputs.of(net, inputs), readmitting(keep, small)

@@ -36,13 +36,16 @@ def groups(net: nn.Module, example: Example, output: Output | None = None) -> Gr
     flattened or not. The structure is that of eval mode, with weight normalisations as the plain
     weights that they are.
 
-    :param net: any network that ``torch.export`` can trace; not changed.
-    :param example: what it is called with: an input ``(batch, ...)``, a tuple of inputs, or a
-        dictionary of keyword inputs.
-    :param output: which of several outputs matters, see :class:`.capture.Output`; all of them when
-        absent.
-    :raises UntraceableError: where ``net`` cannot be traced.
-    :raises ValueError: where ``net`` does not accept ``example``, or a layer is named ``"input"``.
+    Args:
+        net: any network that ``torch.export`` can trace; not changed.
+        example: what it is called with: an input ``(batch, ...)``, a tuple of inputs, or a
+            dictionary of keyword inputs.
+        output: which of several outputs matters, see :class:`.capture.Output`; all of them when
+            absent.
+
+    Raises:
+        UntraceableError: where ``net`` cannot be traced.
+        ValueError: where ``net`` does not accept ``example``, or a layer is named ``"input"``.
     """
     if isinstance(getattr(net, INPUT, None), nn.Module):
         raise ValueError(
