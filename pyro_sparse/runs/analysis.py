@@ -369,7 +369,11 @@ def _inputs(
     settings: experiment.Settings, name: str, root: str | Path | None, dataset: data.Dataset
 ) -> Tensor:
     """Test inputs of another data set, scaled like the run's own."""
-    other = experiment.load_data(dataclasses.replace(settings, data=name, split=0), root)
+    other_settings = dataclasses.replace(settings, data=name, split=0)
+    if name.partition(":")[0] not in ("csv", "parquet"):
+        none: dict[str, Any] = {"target": None, "task": None, "drop": [], "missing": "impute"}
+        other_settings = dataclasses.replace(other_settings, **none)
+    other = experiment.load_data(other_settings, root)
     if other.input_shape != dataset.input_shape:
         raise ValueError(
             f"expected inputs of shape {dataset.input_shape} as those of {settings.data}, got "

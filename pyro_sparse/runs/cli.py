@@ -132,7 +132,31 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             required=True,
             metavar="NAME",
             help="digits or diabetes (embedded), mnist, fashion-mnist, cifar10, uci:NAME, "
-            "csv:FILE, folder:DIR.",
+            "csv:FILE, parquet:FILE, folder:DIR.",
+        ),
+        click.option(
+            "--target",
+            metavar="COLUMN",
+            help="Of a table: the column to predict. [default: the first one if it is called y, "
+            "target, label or the like, else the last one]",
+        ),
+        click.option(
+            "--task",
+            type=click.Choice(["classification", "regression"]),
+            help="Of a table. [default: classification for text, two values, and whole numbers "
+            "that look like labels]",
+        ),
+        click.option(
+            "--drop",
+            metavar="COLUMN",
+            multiple=True,
+            help="Of a table: leave out; may be repeated.",
+        ),
+        click.option(
+            "--missing",
+            type=click.Choice(["impute", "refuse"]),
+            help="Of a table: fill missing values with the median and mark them, or refuse them. "
+            "[default: impute]",
         ),
         click.option(
             "--data-root",
@@ -302,6 +326,7 @@ _seeds_option = click.option(
 def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What decides a run, and what only says where things lie."""
     places = {key: options.pop(key) for key in ("data_root", "download", "quiet")}
+    options["drop"] = list(options["drop"]) or None
     return options, places
 
 
@@ -415,6 +440,7 @@ def fit(
             fabric=fabric,
             resume=resume,
             progress=not places["quiet"],
+            on_data=terminal.print_data if fabric.is_global_zero else None,
         )
         if fabric.is_global_zero:
             terminal.print_comparison(chosen.data, table.tabulate(summaries))
@@ -424,6 +450,8 @@ def fit(
             )
         return
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
+    if fabric.is_global_zero:
+        terminal.print_data(dataset)
     summary = experiment.run(
         chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"], fabric=fabric
     )
@@ -516,6 +544,7 @@ def compare(
         download=places["download"],
         resume=resume,
         progress=not places["quiet"],
+        on_data=terminal.print_data,
         **settings,
     )
     terminal.print_comparison(data, result.table)

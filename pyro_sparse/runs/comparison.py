@@ -14,7 +14,7 @@ import math
 import pickle
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from pyro_sparse.runs.experiment import (
     run_keep,
 )
 from pyro_sparse.runs.parallel import Failed, call_in_processes
-from pyro_sparse.runs.settings import SIZES, Settings, parse_entry, settings_for
+from pyro_sparse.runs.settings import OF_TABLES, SIZES, Settings, parse_entry, settings_for
 from pyro_sparse.runs.table import Table, tabulate
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def compare(
     download: bool = False,
     resume: bool = False,
     progress: bool = True,
+    on_data: Callable[[Dataset], object] | None = None,
     **shared: Any,
 ) -> Comparison:
     """Train every entry with every seed, each in its run folder, and tabulate all of them.
@@ -148,6 +149,7 @@ def compare(
         resume: go on with a comparison that was stopped, or add entries or seeds to one; what is
             finished is read.
         progress: show progress.
+        on_data: called with the data of the first run, before training, to say what they are.
         **shared: settings for all entries, and options for those whose model or guide takes them.
 
     Raises:
@@ -161,7 +163,14 @@ def compare(
     if jobs < 1:
         raise ValueError(f"expected at least one job, got {jobs}")
     source = (
-        data if not isinstance(data, str) or data in SIZES else load(data, root, download=download)
+        data
+        if not isinstance(data, str) or data in SIZES
+        else load(
+            data,
+            root,
+            download=download,
+            **{name: shared[name] for name in OF_TABLES if shared.get(name) is not None},
+        )
     )
     chosen: dict[str, Settings] = {}
     for entry in entries:
@@ -209,6 +218,8 @@ def compare(
             prepare(one, loaded(one))
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
+    if on_data is not None:
+        on_data(loaded(next(iter(chosen.values()))))
     # Reference pruners come last: their budget is what the others need.
     ordered = sorted(chosen, key=lambda label: _wants_budget(chosen[label]))
     plan = {}
@@ -378,6 +389,7 @@ def run_seeds(
     download: bool = False,
     resume: bool = False,
     progress: bool = True,
+    on_data: Callable[[Dataset], object] | None = None,
     fabric: Fabric | None = None,
 ) -> list[dict[str, Any]]:
     """One model with several seeds, each in the run folder ``out/seed-K``; returns the summaries.
@@ -399,6 +411,8 @@ def run_seeds(
         if progress:
             print(f"seed {one.seed}", flush=True)
         dataset = load_data(one, root, download)
+        if on_data is not None and one is chosen[0]:
+            on_data(dataset)
         summary = run(one, folder, dataset=dataset, resume=resume, progress=progress, fabric=fabric)
         summaries.append({**summary, "run": folder.name})
         if fabric is None or fabric.is_global_zero:

@@ -196,7 +196,7 @@ def _dense_scores(
     there = infer.read_json(config)
     expected = {
         "model": "dense",
-        **{key: getattr(settings, key) for key in ("data", "net", "split")},
+        **{key: getattr(settings, key) for key in ("data", "net", "split", "target", "task")},
     }
     wrong = [
         f"{key} is {there.get(key)!r}, not {value!r}"

@@ -23,7 +23,7 @@ from pyro_sparse.export import compact
 from pyro_sparse.infer.identity import digest
 from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
 from pyro_sparse.runs import options, page, zoo
-from pyro_sparse.runs.settings import Settings, settings_for
+from pyro_sparse.runs.settings import OF_TABLES, Settings, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +129,7 @@ def load_data(settings: Settings, root: str | Path | None, download: bool = Fals
         validation=settings.validation,
         split=settings.split,
         seed=settings.seed,
+        **{name: getattr(settings, name) for name in OF_TABLES},
     )
 
 

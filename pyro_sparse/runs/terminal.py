@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -15,11 +15,15 @@ from pyro_sparse.export import Benchmark
 from pyro_sparse.runs.table import CALIBRATION, SCORES, SECTIONS, Cell, merged_units
 from pyro_sparse.runs.table import Table as ComparisonTable
 
+if TYPE_CHECKING:
+    from pyro_sparse.data import Dataset
+
 __all__ = [
     "new_folder",
     "print_analysis",
     "print_bench",
     "print_comparison",
+    "print_data",
     "print_seeds",
 ]
 
@@ -44,6 +48,14 @@ def _count(number: int) -> str:
 
 def _joined(values: Mapping[str, int]) -> str:
     return "-".join(str(value) for value in values.values())
+
+
+def print_data(dataset: Dataset, console: Console | None = None) -> None:
+    """What was taken for what, before anything is trained on it, and what is suspicious."""
+    console = console or Console()
+    # Piped output has no width: a line a note.
+    for line in (f"{dataset.name}: {dataset.taken}", *(f"  {note}" for note in dataset.notes)):
+        console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def print_comparison(
