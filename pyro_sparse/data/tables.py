@@ -386,8 +386,8 @@ def _is_header(lines: Sequence[tuple[int, list[str]]]) -> bool:
         return (counted and same <= len(first) // 2) or (years and 2 * year_like < len(below))
     if any(map(_is_number, first)):
         return False
-    again = sum(cell in column for cell, column in zip(first, columns, strict=True))
-    return not columns or (again == 0 and len(set(first)) == len(first))
+    again = any(cell in column for cell, column in zip(first, columns, strict=bool(columns)))
+    return not again and (not columns or len(set(first)) == len(first))
 
 
 def _mostly_numbers(column: Sequence[str]) -> bool:
