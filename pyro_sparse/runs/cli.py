@@ -457,6 +457,7 @@ def fit(
     )
     if fabric.is_global_zero:
         terminal.print_comparison(chosen.data, table.tabulate([summary]))
+        terminal.print_result(summary)
         click.echo(f"\nrun folder: {out}")
 
 
@@ -548,6 +549,9 @@ def compare(
         **settings,
     )
     terminal.print_comparison(data, result.table)
+    for summary in result.runs:
+        if summary.get("said"):
+            click.echo(f"{summary['entry']}: {summary['said']}")
     click.echo(f"\nrun folders, tables and report.html: {out}")
 
 

@@ -22,16 +22,18 @@ import torch
 
 from pyro_sparse import infer, nets
 from pyro_sparse.data import Dataset, load
-from pyro_sparse.export import bench, compact
+from pyro_sparse.export import bench
 from pyro_sparse.export.latency import ONNX, TORCH
 from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights
 from pyro_sparse.runs import page, zoo
 from pyro_sparse.runs.experiment import (
+    Constant,
     PruningError,
     dense_network,
     load_data,
     posterior_of,
     prepare,
+    pruned_network,
     run,
     run_keep,
 )
@@ -408,11 +410,11 @@ def run_seeds(
             raise ValueError(f"{folder} already holds a run; choose another folder with --out")
     summaries = []
     for one, folder in zip(chosen, taken, strict=True):
-        if progress:
-            print(f"seed {one.seed}", flush=True)
         dataset = load_data(one, root, download)
         if on_data is not None and one is chosen[0]:
             on_data(dataset)
+        if progress:
+            print(f"seed {one.seed}", flush=True)
         summary = run(one, folder, dataset=dataset, resume=resume, progress=progress, fabric=fabric)
         summaries.append({**summary, "run": folder.name})
         if fabric is None or fabric.is_global_zero:
@@ -478,7 +480,9 @@ def latency(settings: Settings, posterior: Posterior, dataset: Dataset) -> dict[
         posterior: of the run.
         dataset: its data.
     """
-    small = compact(posterior, run_keep(settings, posterior, dataset))
+    small = pruned_network(posterior, run_keep(settings, posterior, dataset), dataset.test.x)
+    if isinstance(small, Constant):
+        return {}
     dense, example = dense_network(posterior), dataset.test.x[:1]
     try:
         timings = bench(dense, small, example, batches=(1,), seconds=0.5).timings

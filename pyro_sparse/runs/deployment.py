@@ -14,11 +14,13 @@ from pyro_sparse.export import compact, plots
 from pyro_sparse.posterior.calibration import class_probabilities, fitted_temperature
 from pyro_sparse.runs import page
 from pyro_sparse.runs.experiment import (
+    Constant,
     Settings,
     dense_network,
     ensemble_temperature,
     load,
     masked_difference,
+    pruned_network,
     run_keep,
 )
 from pyro_sparse.runs.table import SCORES
@@ -81,6 +83,12 @@ def write_export(
     keep = run_keep(settings, posterior, dataset, rule)
     if rule is not None:
         posterior.refresh_statistics(keep)
+    if isinstance(pruned_network(posterior, keep, dataset.test.x), Constant):
+        raise ValueError(
+            f"{folder}: nothing is selected (a layer or the input would keep none of its units); "
+            "the network is a constant and there is nothing to export; take another --rule, or "
+            "train again with a larger prior inclusion probability"
+        )
     small = compact(posterior, keep)
     scale = dataset.target_scale
     test = dataset.test
@@ -126,6 +134,10 @@ def write_export(
             },
             "settings": dataclasses.asdict(settings),
             "checkpoint": checkpoint,
+            "taken": dataset.taken,
+            "target": dataset.target,
+            "features": dataset.feature_names,
+            **_kept_by_name(dataset, keep),
             **done,
         },
     )
@@ -135,6 +147,14 @@ def write_export(
         "macs": nets.count_macs(small, dataset.test.x[:1]),
         **done,
     }
+
+
+def _kept_by_name(dataset: data.Dataset, keep: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Names of the inputs that the network reads, where they have any."""
+    if dataset.feature_names is None or len(dataset.feature_names) != len(keep["input"]):
+        return {}
+    pairs = zip(dataset.feature_names, keep["input"].tolist(), strict=True)
+    return {"features_kept": [name for name, kept in pairs if kept]}
 
 
 @torch.no_grad()
