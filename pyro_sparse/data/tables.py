@@ -91,8 +91,12 @@ class Raw:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_csv(path: Path) -> Raw:
+def read_csv(path: Path, fewest: int = 2) -> Raw:
     """A file of delimited text; delimiter, encoding, compression and comments are guessed.
+
+    Args:
+        path: of the file.
+        fewest: columns; features and a target are two.
 
     Raises:
         FileNotFoundError: no such file.
@@ -141,7 +145,7 @@ def read_csv(path: Path) -> Raw:
                 f"{path}, line {number}: {len(cells)} columns, expected {width} as in the "
                 f"{'header' if header else 'first line'}."
             )
-    if width < 2:
+    if width < fewest:
         raise ValueError(
             f"{path}: one column; expected features and a target, separated by commas (or "
             "semicolons, tabs, bars, blanks)."
@@ -178,8 +182,13 @@ def read_parquet(path: Path) -> Raw:
     return from_frame(frame, str(path))
 
 
-def from_frame(frame: Any, where: str = "frame") -> Raw:
+def from_frame(frame: Any, where: str = "frame", fewest: int = 2) -> Raw:
     """A frame of pandas, or one that has ``to_dict(as_series=False)``, as polars' do.
+
+    Args:
+        frame: of pandas or polars.
+        where: its name, for messages.
+        fewest: columns; features and a target are two.
 
     Raises:
         TypeError: neither.
@@ -194,7 +203,7 @@ def from_frame(frame: Any, where: str = "frame") -> Raw:
             f"expected a name, or a frame of pandas or polars, got {type(frame).__name__}; "
             "pandas.DataFrame(...) makes one of arrays"
         )
-    if len(frame.columns) < 2 or not len(frame):
+    if len(frame.columns) < fewest or not len(frame):
         raise ValueError(
             f"{where}: expected rows with features and a target, got shape {frame.shape}"
         )
@@ -785,6 +794,74 @@ def encode(
         else:
             made.append(cells.to_numpy(dtype="float64"))
     return torch.as_tensor(np.stack(made, axis=1))
+
+
+def new_rows(raw: Raw, preprocessing: Mapping[str, Any]) -> tuple[Tensor, list[str]]:
+    """Rows of another table as a network's inputs, float32 of shape (rows, inputs).
+
+    Args:
+        raw: the table; columns that the network does not know are left.
+        preprocessing: of the `Dataset` that it was trained on.
+
+    Returns:
+        The inputs, and what there is to say about them.
+
+    Raises:
+        ValueError: a column is not there, is of another kind, or lacks a value although none was
+            missing in training; the message has line and column.
+    """
+    plan, facts = preprocessing["columns"], preprocessing["inputs"]
+    columns: dict[str, tuple[str, pd.Series]] = {}
+    for name in dict.fromkeys(one["variable"] for one in plan):
+        if name not in raw.frame.columns:
+            raise ValueError(
+                f"{raw.where}: expected a column {name!r}, as in training; there are "
+                f"{', '.join(map(str, raw.frame.columns))}."
+            )
+        kinds = {one["kind"]: one for one in plan if one["variable"] == name}
+        columns[name] = kind, cells = _as_kind(raw, name, kinds)
+        gone = cells.isna().to_numpy()
+        if gone.any() and "missing" not in kinds and "fill" not in facts:
+            raise ValueError(
+                f"{raw.place(int(gone.argmax()), name)}: a value is missing, and there was none "
+                "in training; fill it."
+            )
+        if kind == "category":
+            own = [one for one in plan if one["variable"] == name]
+            known = {one[key] for one in own for key in ("level", "other") if key in one}
+            new = sorted({*cells.dropna()} - known)
+            if new and known:
+                row = int(cells.isin(new).to_numpy().argmax())
+                raise ValueError(
+                    f"{raw.place(row, name)}: {cells.iloc[row]!r} did not occur in training; known "
+                    f"are {', '.join(sorted(known))}."
+                )
+    x = encode(columns, plan)
+    if "fill" in facts:
+        x = torch.where(x.isnan(), torch.tensor(facts["fill"], dtype=x.dtype), x)
+    mean, std = (torch.tensor(facts[key], dtype=x.dtype) for key in ("mean", "std"))
+    return ((x - mean) / std).float(), raw.notes
+
+
+def _as_kind(raw: Raw, name: str, kinds: Mapping[str, Any]) -> tuple[str, pd.Series]:
+    """A column as what it was in training."""
+    kind, cells = _values(raw, name)
+    if "level" in kinds:
+        if kind == "category":
+            return kind, cells
+        # Words that look like numbers, or no value in any row.
+        text = raw.frame[name].map(str, na_action="ignore").astype(object)
+        return "category", text.where(cells.notna(), None)
+    if kind == "category" and cells.isna().all():
+        return "number", cells.astype("float64")
+    wanted = [one for one in ("number", "date") if one in kinds]
+    if wanted and kind != wanted[0]:
+        row = int(cells.notna().to_numpy().argmax())
+        raise ValueError(
+            f"{raw.place(row, name)}: expected a {wanted[0]}, as in training, got "
+            f"{raw.frame[name].iloc[row]!r}."
+        )
+    return kind, cells
 
 
 def _warn(raw: Raw, columns: Mapping[str, tuple[str, pd.Series]], target: pd.Series | None) -> None:

@@ -721,6 +721,56 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     click.echo(f"{out}: torch.export.load('{out / 'model.pt2'}').module(); see README.md")
 
 
+@main.command()
+@click.argument("folder", metavar="RUN_OR_EXPORT", type=click.Path(path_type=Path))
+@click.argument("rows", metavar="ROWS", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File. [default: print them]"
+)
+@click.option(
+    "--draws",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of a run's posterior; an exported folder has its own.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="PYRO_SPARSE_DATA",
+    help="As for fit.",
+)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="The run names a network or guide package.module:factory: import it and call it.",
+)
+def predict(
+    folder: Path, rows: Path, out: Path | None, data_root: Path | None, **options: Any
+) -> None:
+    """Predict raw rows of a table: probabilities of classes, or numbers with 95 % intervals.
+
+    \b
+    ROWS is a table as fit takes it (CSV, or Parquet by its suffix), without scaling
+    or coding; columns are found by name, and the target's need not be there. Prints
+    CSV: prediction, and p(LABEL) of every class or low and high.
+
+    \b
+    Example:
+        pyro-sparse predict small new-patients.csv --out predicted.csv
+    """
+    from pyro_sparse.runs import prediction
+
+    found, notes = prediction.predict(folder, rows, root=data_root, **options)
+    for note in notes:
+        click.echo(note, err=True)
+    text = prediction.as_text(found)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text)
+
+
 def _numbers(value: str) -> tuple[int, ...]:
     """Parses ``1,16,256``."""
     return tuple(int(part) for part in value.split(","))

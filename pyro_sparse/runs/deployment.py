@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pyro_sparse.likelihoods import Likelihood
     from pyro_sparse.posterior import Posterior
 
-__all__ = ["bench", "write_export"]
+__all__ = ["bench", "is_exported", "write_export"]
 
 CALIBRATION = 512
 """Training inputs from which int8 takes the ranges of activations."""
@@ -261,7 +261,7 @@ def bench(
         raise ValueError(
             f"expected 1 to {cores} threads, as many as there are cores, got {threads}"
         )
-    exported = _is_exported(folder)
+    exported = is_exported(folder)
     example: Any
     if exported:
         with torch.random.fork_rng([]):
@@ -295,7 +295,7 @@ def bench(
     return result
 
 
-def _is_exported(folder: Path) -> bool:
+def is_exported(folder: Path) -> bool:
     """Whether a folder holds an exported network, and not a run."""
     config = folder / "config.json"
     if not config.is_file():
