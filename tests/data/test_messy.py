@@ -23,7 +23,7 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 
-from pyro_sparse.data import load
+from pyro_sparse.data import load, tables
 
 
 @dataclass
@@ -751,3 +751,39 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pd, "read_parquet", missing)
     with pytest.raises(ModuleNotFoundError, match="pip install pyarrow"):
         load(f"parquet:{file}")
+
+
+def test_new_rows_are_brought_into_the_same_columns(tmp_path: Path) -> None:
+    frame = diabetes()
+    frame["sex"] = frame["sex"].map({1: "f", 2: "m"})
+    frame.loc[::9, "bmi"] = np.nan
+    data = load(frame, validation=0.0)
+    x, _ = tables.new_rows(tables.from_frame(frame), data.preprocessing)
+    again = {row.numpy().tobytes() for row in x}
+    assert {row.numpy().tobytes() for row in torch.cat([data.train.x, data.test.x])} <= again
+    # Columns are found by name, and a file says the same as a frame.
+    file = tmp_path / "new.csv"
+    file.write_text(text(frame[["bp", "bmi", "sex", "age"]]))
+    assert torch.equal(tables.new_rows(tables.read_csv(file), data.preprocessing)[0], x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="bp"), "expected a column 'bp', as in training; there are age"),
+        (lambda f: f.assign(sex="x"), "line 2, column 'sex': 'x' did not occur in training"),
+        (lambda f: f.assign(bp=np.nan), "line 2, column 'bp': a value is missing, and there was"),
+        (lambda f: f.assign(age="old"), "line 2, column 'age': expected a number, as in training"),
+    ],
+    ids=["column", "level", "gap", "word"],
+)
+def test_new_rows_that_are_refused(
+    change: Callable[[pd.DataFrame], pd.DataFrame], message: str, tmp_path: Path
+) -> None:
+    frame = diabetes()
+    frame["sex"] = frame["sex"].map({1: "f", 2: "m"})
+    data = load(frame)
+    file = tmp_path / "new.csv"
+    file.write_text(text(change(frame)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tables.new_rows(tables.read_csv(file), data.preprocessing)

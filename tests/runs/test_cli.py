@@ -73,7 +73,9 @@ def test_help_lists_the_commands():
     assert succeed("-h") == output
 
 
-@pytest.mark.parametrize("command", ["zoo", "fit", "compare", "analyse", "export", "bench"])
+@pytest.mark.parametrize(
+    "command", ["zoo", "fit", "compare", "analyse", "export", "bench", "predict"]
+)
 def test_help_of_every_command(command):
     output = succeed(command, "--help")
     assert output.startswith("Usage: ")
