@@ -45,13 +45,20 @@ class Dataset:
         task: ``"classification"`` or ``"regression"``.
         train, validation, test: see :class:`Split`; ``validation`` is empty if none was asked for.
         classes: number of classes; None for regression.
-        feature_names: one a column of a table; None for images and unnamed columns.
+        feature_names: one an input of a table; None for images and unnamed columns.
+        variables: the table's column that each input is made of: several inputs share one where it
+            has categories or missing values. None as ``feature_names``.
+        target: name of the table's target, where known.
+        notes: what was guessed, left out or is suspicious about a table, a sentence each.
         preprocessing: plain numbers and lists, for JSON.
             ``["inputs"]`` has ``divide_by``, ``mean`` and ``std`` (a number for images, a list with
             one a column for tables): ``x = (raw / divide_by - mean) / std``.
             ``["target"]`` has, for regression, ``mean`` and ``std`` in the target's own unit:
             ``y = (raw - mean) / std``, so an RMSE times ``std`` is in that unit;
             for classification ``labels``: the raw label of class 0, 1, ...
+            Tables with missing numbers have ``["inputs"]["fill"]``, what stands for one in each
+            column, before scaling. Tables that were read here have ``["columns"]``: what each input
+            is made of, see :func:`pyro_sparse.data.tables.encode`.
     """
 
     name: str
@@ -62,6 +69,9 @@ class Dataset:
     classes: int | None
     feature_names: tuple[str, ...] | None
     preprocessing: dict[str, Any]
+    variables: tuple[str, ...] | None = None
+    target: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -77,6 +87,33 @@ class Dataset:
     def target_scale(self) -> float:
         """Standard deviation of a regression's targets in their own unit; 1 for classes."""
         return float(self.preprocessing.get("target", {}).get("std", 1.0))
+
+    @property
+    def labels(self) -> list[int] | list[str] | None:
+        """The raw label of each class; None for regression."""
+        return self.preprocessing.get("target", {}).get("labels")
+
+    @property
+    def taken(self) -> str:
+        """What was taken for what, in a line: target, task, inputs, and rows of the splits."""
+        name = "target" if self.target in (None, "target") else f"target {self.target}"
+        if self.labels is not None:
+            shown = [str(label) for label in self.labels]
+            shown = shown if len(shown) <= 6 else [*shown[:3], "…", shown[-1]]
+            what = f"classification, {self.classes} classes: {', '.join(shown)}"
+        else:
+            facts = self.preprocessing.get("target", {"mean": 0.0, "std": 1.0})
+            y = torch.cat([part.y for part in (self.train, self.validation, self.test)]).double()
+            ends = (float(end) * facts["std"] + facts["mean"] for end in y.aminmax())
+            # Zero, and not the rounding error of standardised float32.
+            low, high = (end if abs(end) > 1e-6 * facts["std"] else 0.0 for end in ends)
+            what = f"regression, {low:.4g} … {high:.4g}"
+        shape = self.input_shape
+        inputs = f"{shape[0]} inputs" if len(shape) == 1 else f"images {'×'.join(map(str, shape))}"
+        if self.variables is not None and len(set(self.variables)) < len(self.variables):
+            inputs += f" of {len(set(self.variables))} columns"
+        rows = "/".join(str(len(part)) for part in (self.train, self.validation, self.test))
+        return f"{name} ({what}), {inputs}, {rows} rows for training/validation/test"
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""
@@ -102,6 +139,10 @@ class Source:
         labels: the raw label of each class; None for regression.
         divide_by: the largest value of a pixel; 1 for tables.
         feature_names: one a column, if known.
+        variables, target, notes: see `Dataset`.
+        columns: what each column is made of, for ``preprocessing``.
+        groups: a number for each row; rows of one number stay in one split. None: all differ.
+            Shape: (N,).
     """
 
     x: Tensor
@@ -111,6 +152,11 @@ class Source:
     labels: list[int] | list[str] | None = None
     divide_by: float = 1.0
     feature_names: tuple[str, ...] | None = None
+    variables: tuple[str, ...] | None = None
+    target: str | None = None
+    notes: tuple[str, ...] = ()
+    columns: list[dict[str, str]] | None = None
+    groups: Tensor | None = None
 
 
 def hold_out(
@@ -148,9 +194,32 @@ def hold_out(
     return rows[~held], rows[held]
 
 
-def hold_out_test(x: Tensor, strata: Tensor | None) -> tuple[Tensor, Tensor]:
+def hold_out_together(
+    rows: Tensor, strata: Tensor | None, groups: Tensor | None, fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """As `hold_out`, but rows of one group stay together: each goes where its first one goes.
+
+    Args:
+        rows, strata, fraction, seed: see `hold_out`.
+        groups: of each row; None where all differ.
+            Shape: (N,).
+    """
+    if groups is None:
+        return hold_out(rows, strata, fraction, seed)
+    numbers, group = groups.unique(return_inverse=True)
+    place = torch.arange(len(rows))
+    first = torch.full((len(numbers),), len(rows)).scatter_reduce(0, group, place, "amin")
+    ordered = first.sort().values
+    _, held = hold_out(ordered, None if strata is None else strata[ordered], fraction, seed)
+    out = torch.isin(first, held)[group]
+    return rows[~out], rows[out]
+
+
+def hold_out_test(
+    x: Tensor, strata: Tensor | None, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Training and test rows of data without official ones: always the same."""
-    return hold_out(torch.arange(len(x)), strata, TEST_FRACTION, TEST_SEED)
+    return hold_out_together(torch.arange(len(x)), strata, groups, TEST_FRACTION, TEST_SEED)
 
 
 def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
@@ -161,17 +230,23 @@ def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
     """
     classification = source.labels is not None
     strata = source.y[source.train] if classification else None
-    train, held = hold_out(source.train, strata, validation, seed)
+    groups = None if source.groups is None else source.groups[source.train]
+    train, held = hold_out_together(source.train, strata, groups, validation, seed)
     if validation > 0 and len(held) == 0:
         raise ValueError(
             f"{name}: validation={validation} of {len(source.train)} training rows leaves no "
             "validation rows; expected at least one. Use a larger share, or 0 to go without."
         )
 
-    mean, std = _statistics(source.x[train])
+    raw, fill = _filled(source.x, train)
+    mean, std = _statistics(raw[train])
     preprocessing: dict[str, Any] = {
         "inputs": {"divide_by": source.divide_by, "mean": mean.tolist(), "std": std.tolist()}
     }
+    if fill is not None:
+        preprocessing["inputs"]["fill"] = fill
+    if source.columns is not None:
+        preprocessing["columns"] = source.columns
     if classification:
         y = source.y
         preprocessing["target"] = {"labels": source.labels}
@@ -181,7 +256,7 @@ def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
         preprocessing["target"] = {"mean": y_mean.item(), "std": y_std.item()}
 
     def split(rows: Tensor) -> Split:
-        x = source.x[rows]
+        x = raw[rows]
         # float32 is exact enough for a byte, and half the memory; a table's columns may be far
         # from zero, so subtract their means in float64.
         x = x.float() if x.dtype == torch.uint8 else x.double()
@@ -196,7 +271,20 @@ def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
         classes=len(source.labels) if source.labels is not None else None,
         feature_names=source.feature_names,
         preprocessing=preprocessing,
+        variables=source.variables,
+        target=source.target,
+        notes=source.notes,
     )
+
+
+def _filled(x: Tensor, train: Tensor) -> tuple[Tensor, list[float] | None]:
+    """A table with medians of training rows for missing numbers, and these; None without any."""
+    if not x.is_floating_point() or not bool(x.isnan().any()):
+        return x, None
+    from sklearn.impute import SimpleImputer
+
+    imputer = SimpleImputer(strategy="median", keep_empty_features=True).fit(x[train].numpy())
+    return torch.as_tensor(imputer.transform(x.numpy())), imputer.statistics_.tolist()
 
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_sparse.data import tables
 from pyro_sparse.data.checks import check
 from pyro_sparse.data.dataset import Dataset, Source, hold_out_test, prepare
 from pyro_sparse.names import nearest
 
 NAMES = (
     *("digits", "diabetes", "mnist", "fashion-mnist", "cifar10"),
-    *("uci:NAME", "csv:FILE", "folder:DIR"),
+    *("uci:NAME", "csv:FILE", "parquet:FILE", "folder:DIR"),
 )
 """What ``load`` takes."""
 ROOT_VARIABLE = "PYRO_SPARSE_DATA"
 """Environment variable with the default data root."""
-MAX_CSV_CLASSES = 20
-"""A whole-number target with more values than this is a regression target."""
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 
 def load(
-    name: str,
+    name: str | Any,
     root: str | os.PathLike[str] | None = None,
     *,
     download: bool = False,
     validation: float = 0.1,
     split: int = 0,
     seed: int = 0,
+    target: str | None = None,
+    task: str | None = None,
+    drop: Sequence[str] = (),
+    missing: str = "impute",
 ) -> Dataset:
-    """A data set by name, split and standardised.
+    """A data set by name, or a frame of pandas or polars, split and standardised.
 
     ========================  ======================================================================
     ``digits``                1797 images (1, 8, 8), 10 classes; embedded in scikit-learn
@@ -48,11 +52,20 @@ def load(
                               looked for in the working directory, then in ROOT
     ``uci:NAME``              regression: ROOT/uci/NAME with data.txt, index_features.txt,
                               index_target.txt, index_train_I.txt and index_test_I.txt, I = split
-    ``csv:FILE``              numbers separated by commas, the last column is the target; a first
-                              line without any number is a header. A target of whole numbers
-                              (written without a point) with 2 to 20 values makes a classification
-                              task, any other a regression task.
+    ``csv:FILE``              a table as text, plain or compressed; delimiter, encoding, header and
+                              comments are guessed
+    ``parquet:FILE``          a table, by pyarrow
     ========================  ======================================================================
+
+    Tables may have numbers, text (an input for each value), dates (days), empty cells (the median
+    of training rows, and an input that marks them) and rows that repeat others, which stay in one
+    split. Constant columns are left out. The target is the column ``target``; else the first one if
+    it, and not the last, is called ``y``, ``target``, ``label``, ``class``, ``outcome``,
+    ``response`` or ``output``; else the last one. Text and two values make a classification, and
+    whole numbers of 3 to 20 values where the header has a word such as ``class``, ``label``,
+    ``species`` or ``type``, or where it says nothing (``y``, ``target``), they are 0..k-1 or 1..k
+    and none is rare; all else is a regression. What was guessed stands in `Dataset.taken` and
+    `Dataset.notes`.
 
     The test rows are the official ones of mnist, fashion-mnist, cifar10, uci and folders; of the
     others a fixed fifth (stratified by class), whatever the seed. Validation rows come from the
@@ -65,10 +78,16 @@ def load(
         validation: share of the training rows to carve off, in [0, 1); stratified by class.
         split: which of the official splits of ``uci:NAME``; 0 for the others.
         seed: chooses the validation rows.
+        target: name of a table's column to predict; without a header its number, from "1".
+        task: of a table: ``"classification"`` or ``"regression"``.
+        drop: names of a table's columns to leave out.
+        missing: ``"impute"`` or ``"refuse"``: what to do about a table's missing values.
 
     Raises:
         ValueError: an unknown name, a share or split out of range, or a file with bad content.
+        TypeError: neither a name nor a frame.
         FileNotFoundError: no data root, or files missing from it.
+        ModuleNotFoundError: a Parquet file without pyarrow.
         ConnectionError: a download failed.
     """
     if not 0 <= validation < 1:
@@ -76,7 +95,23 @@ def load(
             f"expected a validation share of at least 0 and below 1, got {validation}; "
             "0.1 carves off a tenth of the training rows."
         )
+    of_tables: dict[str, Any] = {"target": target, "task": task, "drop": drop, "missing": missing}
+    if not isinstance(name, str):
+        return prepare(
+            "frame", tables.source(tables.from_frame(name), **of_tables), validation, seed
+        )
     kind, _, argument = name.partition(":")
+    if kind in ("csv", "parquet") and argument:
+        if split != 0:
+            raise ValueError(f"{name} has a single split: expected split=0, got {split}.")
+        read = {"csv": tables.read_csv, "parquet": tables.read_parquet}[kind]
+        raw = read(Path(argument).expanduser())
+        return prepare(name, tables.source(raw, **of_tables), validation, seed)
+    given = [key for key, value in of_tables.items() if value not in (None, (), [], "impute")]
+    if given:
+        raise ValueError(
+            f"{given[0]} is for tables (csv:FILE, parquet:FILE or a frame), which {name} is not."
+        )
     if split != 0 and kind != "uci":
         raise ValueError(f"{name} has a single split: expected split=0, got {split}.")
     if name == "digits":
@@ -91,8 +126,6 @@ def load(
         source = _folder(Path(argument).expanduser(), root or os.environ.get(ROOT_VARIABLE))
     elif kind == "uci" and argument:
         source = _uci(argument, _root(name, root), split)
-    elif kind == "csv" and argument:
-        source = _csv(Path(argument).expanduser())
     else:
         raise ValueError(nearest("data set", name, NAMES))
     return prepare(name, source, validation, seed)
@@ -315,64 +348,3 @@ def _indices(path: Path, size: int, what: str) -> Tensor:
     if len(indices.unique()) != len(indices):
         raise ValueError(f"{path}: expected each {what} once, but some are named again.")
     return indices
-
-
-def _csv(path: Path) -> Source:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"csv:{path}: no such file (looked for {path.absolute()}); a relative path starts at "
-            "the working directory, not at the data root."
-        )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, skipinitialspace=True)
-        lines = [(reader.line_num, cells) for cells in reader if cells]
-    header = lines.pop(0)[1] if lines and not any(map(_is_number, lines[0][1])) else None
-    if not lines:
-        raise ValueError(f"{path}: no rows of numbers; expected at least one below the header.")
-    width = len(lines[0][1]) if header is None else len(header)
-    if width < 2:
-        raise ValueError(
-            f"{path}: one column; expected features and, as last column, the target, separated by "
-            "commas."
-        )
-    for number, cells in lines:
-        if len(cells) != width:
-            raise ValueError(f"{path}, line {number}: {len(cells)} columns, expected {width}.")
-        for column, cell in enumerate(cells, 1):
-            if not _is_number(cell):
-                raise ValueError(
-                    f"{path}, line {number}, column {column}: expected a number, got {cell!r}. "
-                    "Fill or drop missing values; write categories as numbers."
-                )
-    data = torch.tensor([[float(c) for c in cells] for _, cells in lines], dtype=torch.float64)
-    x, y = data[:, :-1], data[:, -1]
-    check(x, y, classes=None, where=str(path))
-    values, index = y.unique(return_inverse=True)
-    whole = all(_is_whole(cells[-1]) for _, cells in lines)
-    labels = values.long().tolist() if whole and 2 <= len(values) <= MAX_CSV_CLASSES else None
-    if labels is not None:
-        y = index
-    train, test = hold_out_test(x, y if labels is not None else None)
-    if len(test) == 0:
-        raise ValueError(
-            f"{path}: {len(x)} rows are too few to hold out test rows (a fifth, and each class "
-            "keeps one for training); expected more rows."
-        )
-    names = None if header is None else tuple(cell.strip() for cell in header[:-1])
-    return Source(x, y, train, test, labels=labels, feature_names=names)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_whole(cell: str) -> bool:
-    try:
-        int(cell)
-    except ValueError:
-        return False
-    return True

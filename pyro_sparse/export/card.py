@@ -344,6 +344,16 @@ def _preprocessing(config: Mapping[str, Any]) -> str:
     if steps is None:
         return ""
     text = "\n## What to do to inputs\n\n"
+    columns = config["preprocessing"].get("columns")
+    if columns:
+        text += (
+            f"The inputs, in order: {', '.join(one['name'] for one in columns)}. "
+            "`config.json` has what each is made of under `preprocessing.columns`: a `number` of "
+            "the table, a `date` in days since 1970, 1 where the cell is a `level`, 1 where it is "
+            "`missing`"
+        )
+        fill = "; missing numbers become `preprocessing.inputs.fill`" if "fill" in steps else ""
+        text += f"{fill}.\n\n"
     if {"divide_by", "mean", "std"} <= steps.keys():
         mean, std = _single(steps["mean"]), _single(steps["std"])
         if mean is not None and std is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich import get_console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_data", "fit"]
 
+SILENT = 30.0
+"""Seconds after which training says where it is, without a terminal."""
 VALIDATION_DRAWS = 4
 """Draws of the guide, for each batch, in the evidence lower bound of validation data."""
 VALIDATION_BATCH = 1000
@@ -222,7 +226,9 @@ def fit(
         need = memory_need(elbo, model, guide, x.to(device), y.to(device), own)
         check_memory(need, fabric.device, need.parameters if device == fabric.device else 0)
     devices = range(torch.cuda.device_count())
-    bar = _progress_bar(progress and fabric.is_global_zero)
+    shown = progress and fabric.is_global_zero
+    bar = _progress_bar(shown and _is_live())
+    lines = _Lines(epochs) if shown and not _is_live() else None
     run_of = None
     if folder is not None:
         options = {"epochs": epochs, "num_particles": num_particles, **recipe.described()}
@@ -256,7 +262,7 @@ def fit(
                 if good is None or training.retried >= retries:
                     raise _given_up(error, training, folder) from None
                 training.retry(good, error)
-                if not bar.disable:
+                if shown:
                     factor = RETRY_FACTOR**training.retried
                     line = f"{error}; going back, learning rates times {factor:g}"
                     bar.console.print(line, markup=False)
@@ -282,7 +288,9 @@ def fit(
                 if folder is not None:
                     best = run.best is metrics
                     on_first(fabric, partial(folder.save, state, run.history, best=best))
-            bar.update(task, advance=1, state=_progress_line(metrics))
+            bar.update(task, advance=1, state=_progress_line(metrics, brief=bar.console.width < 90))
+            if lines is not None:
+                lines(metrics["epoch"], metrics)
         if training.stopping():
             raise training.interrupted()
     return run
@@ -401,7 +409,33 @@ def _progress_bar(enabled: bool) -> Progress:
     )
 
 
-def _progress_line(metrics: dict[str, Any]) -> str:
+def _is_live() -> bool:
+    """Whether what is printed can be overwritten, as in a terminal or a notebook."""
+    console = get_console()
+    return console.is_terminal or console.is_jupyter
+
+
+class _Lines:
+    """Where there is no terminal: a line every tenth of training, or every half minute.
+
+    Args:
+        epochs: of training.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.every = epochs, max(1, epochs // 10)
+        self.last = time.monotonic()
+
+    def __call__(self, epoch: int, metrics: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if epoch % self.every == 0 or epoch == self.epochs or now - self.last > SILENT:
+            self.last = now
+            print(f"epoch {epoch}/{self.epochs} {_progress_line(metrics)}", flush=True)
+
+
+def _progress_line(metrics: dict[str, Any], brief: bool = False) -> str:
+    if brief:
+        return f"loss {metrics['loss']:.3f}"
     expected = " ".join(f"{n}:{v:.0f}" for n, v in metrics["expected"].items())
     line = f"loss {metrics['loss']:.3f} ELBO/datum {metrics['elbo_per_datum']:.3f}"
     return line + (f" units {expected}" * bool(expected))

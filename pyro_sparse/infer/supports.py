@@ -120,7 +120,7 @@ def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tenso
 
     Raises:
         TooLargeError: the network does something to its inputs first, or more than `MOST_WEIGHTS`
-            weights are in.
+            weights are in, or none that reads an input.
     """
     columns = model.input_columns()
     if not columns:
@@ -151,6 +151,8 @@ def linearised(model: SpikeSlabModel, guide: SpikeSlabGuide, x: Tensor, y: Tenso
     if len(chosen) > MOST_WEIGHTS:
         raise TooLargeError(f"{len(chosen)} weights are in; the chain takes up to {MOST_WEIGHTS}")
     owners, priors = torch.cat(owner)[chosen], torch.cat(prior)[chosen].double()
+    if not bool((owners < size).any()):
+        raise TooLargeError("no unit that reads the inputs is in, so the data say nothing of them")
     sizes = [value.numel() for value in rows.values()]
 
     def output(weights: Tensor, example: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_sparse import export, infer, nets
-from pyro_sparse.export import compact
 from pyro_sparse.posterior import (
     MergedInclusion,
     Posterior,
@@ -96,7 +95,7 @@ def _compact_scores(
 ) -> dict[str, Any]:
     """Size and scores of the one compact network of these units."""
     with posterior.statistics_of(posterior.mean_parameters(), keep):
-        small = compact(posterior, keep)
+        small = experiment.pruned_network(posterior, keep, split.x)
     likelihood = posterior.model.likelihood
     latents = {name: value.cpu() for name, value in posterior.mean_latents().items()}
     one = export.Ensemble([small], {name: value.reshape(1) for name, value in latents.items()})
@@ -134,7 +133,8 @@ def analyse(
     Returns:
         ``groups`` (the summary by layer), ``scores`` of ensemble and compact network,
         ``calibration`` of these and of the members, ``measure`` and ``curve`` (see `size_curve`),
-        ``score`` (``"accuracy"`` or ``"rmse"``), and ``outside`` where asked.
+        ``score`` (``"accuracy"`` or ``"rmse"``), ``outside`` where asked, and ``inputs``, see
+        :func:`~pyro_sparse.runs.experiment.inputs_by_name`.
 
     Raises:
         FileNotFoundError: the folder holds no finished run, or the data are not found.
@@ -156,7 +156,13 @@ def analyse(
         apart = None
         if other is not None:
             apart = {"data": outside, **posterior.out_of_distribution(test.x, other)}
-    drawn = export.compact_draws(posterior, keep, draws=members, seed=settings.seed)
+    small = experiment.pruned_network(posterior, keep, test.x)
+    if isinstance(small, experiment.Constant):
+        # Nothing is selected: there is one network to draw.
+        means = {name: value.reshape(1).cpu() for name, value in posterior.mean_latents().items()}
+        drawn, members = export.Ensemble([small], means), 1
+    else:
+        drawn = export.compact_draws(posterior, keep, draws=members, seed=settings.seed)
     with torch.no_grad():
         outputs = drawn(test.x)
     several = calibrate(
@@ -189,6 +195,7 @@ def analyse(
         "score": score,
         "curve": curve,
         "outside": apart,
+        "inputs": experiment.inputs_by_name([posterior], dataset),
     }
     infer.write_json(folder / "analysis.json", result)
     _write_figures(folder / "figures", all_of_them, curve, score)
@@ -297,7 +304,7 @@ def analyse_seeds(
         merged = ensemble.inclusion
         result["groups"] = _merged_groups(merged)
         if "input" in merged.probabilities:
-            result["inputs"] = _selected_inputs(ensemble.posteriors)
+            result["inputs"] = _selected_inputs(ensemble.posteriors, dataset)
         figures = out / "figures"
         page.write_figure(
             figures / "inclusion_over_seeds.png", lambda ax: plots.inclusion_over_seeds(merged, ax)
@@ -313,19 +320,27 @@ def analyse_seeds(
     return result
 
 
-def _selected_inputs(posteriors: Sequence[Posterior]) -> dict[str, Any]:
-    """What is selected at a false-discovery rate of 5 %, and ``said``, in one sentence."""
+def _selected_inputs(posteriors: Sequence[Posterior], dataset: data.Dataset) -> dict[str, Any]:
+    """What is selected at a false-discovery rate of 5 %, and ``said``, in one sentence.
+
+    ``names`` of all inputs, and ``variables``, see `experiment.inputs_by_name`.
+    """
+    names = dataset.feature_names
+    about = {"names": names, "variables": experiment.inputs_by_name(posteriors, dataset)}
     try:
         chosen = select_inputs(posteriors, level=0.05)
     except ValueError as error:
-        return {"selected": None, "said": f"No inputs are selected: {error}."}
+        return {"selected": None, "said": f"No inputs are selected: {error}.", **about}
+    called = [str(index) if names is None else names[index] for index in chosen.indices]
     return {
         "selected": chosen.indices,
+        "selected_names": called,
         "false_discovery_rate": chosen.false_discovery_rate,
         "missed": chosen.missed,
         "said": f"Inputs within a false-discovery rate of 5 %: "
-        f"{', '.join(map(str, chosen.indices)) or 'none'}; expected missed: {chosen.missed:.2f} "
+        f"{', '.join(called) or 'none'}; expected missed: {chosen.missed:.2f} "
         f"({chosen.objective}).",
+        **about,
     }
 
 
@@ -369,7 +384,11 @@ def _inputs(
     settings: experiment.Settings, name: str, root: str | Path | None, dataset: data.Dataset
 ) -> Tensor:
     """Test inputs of another data set, scaled like the run's own."""
-    other = experiment.load_data(dataclasses.replace(settings, data=name, split=0), root)
+    other_settings = dataclasses.replace(settings, data=name, split=0)
+    if name.partition(":")[0] not in ("csv", "parquet"):
+        none: dict[str, Any] = {"target": None, "task": None, "drop": [], "missing": "impute"}
+        other_settings = dataclasses.replace(other_settings, **none)
+    other = experiment.load_data(other_settings, root)
     if other.input_shape != dataset.input_shape:
         raise ValueError(
             f"expected inputs of shape {dataset.input_shape} as those of {settings.data}, got "
@@ -400,4 +419,6 @@ def _write_figures(
         if curves
         else (lambda ax: plots.pit_histogram(transforms, ax)),
     )
-    page.write_figure(folder / "size.png", lambda ax: plots.accuracy_size_curve(curve, score, ax))
+    # A constant needs no multiplication, which a logarithm cannot show.
+    shown = [{**point, "macs": max(1, point["macs"])} for point in curve]
+    page.write_figure(folder / "size.png", lambda ax: plots.accuracy_size_curve(shown, score, ax))

@@ -132,7 +132,31 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             required=True,
             metavar="NAME",
             help="digits or diabetes (embedded), mnist, fashion-mnist, cifar10, uci:NAME, "
-            "csv:FILE, folder:DIR.",
+            "csv:FILE, parquet:FILE, folder:DIR.",
+        ),
+        click.option(
+            "--target",
+            metavar="COLUMN",
+            help="Of a table: the column to predict. [default: the first one if it is called y, "
+            "target, label or the like, else the last one]",
+        ),
+        click.option(
+            "--task",
+            type=click.Choice(["classification", "regression"]),
+            help="Of a table. [default: classification for text, two values, and whole numbers "
+            "that look like labels]",
+        ),
+        click.option(
+            "--drop",
+            metavar="COLUMN",
+            multiple=True,
+            help="Of a table: leave out; may be repeated.",
+        ),
+        click.option(
+            "--missing",
+            type=click.Choice(["impute", "refuse"]),
+            help="Of a table: fill missing values with the median and mark them, or refuse them. "
+            "[default: impute]",
         ),
         click.option(
             "--data-root",
@@ -302,6 +326,7 @@ _seeds_option = click.option(
 def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What decides a run, and what only says where things lie."""
     places = {key: options.pop(key) for key in ("data_root", "download", "quiet")}
+    options["drop"] = list(options["drop"]) or None
     return options, places
 
 
@@ -415,6 +440,7 @@ def fit(
             fabric=fabric,
             resume=resume,
             progress=not places["quiet"],
+            on_data=terminal.print_data if fabric.is_global_zero else None,
         )
         if fabric.is_global_zero:
             terminal.print_comparison(chosen.data, table.tabulate(summaries))
@@ -424,11 +450,14 @@ def fit(
             )
         return
     dataset = experiment.load_data(chosen, places["data_root"], places["download"])
+    if fabric.is_global_zero:
+        terminal.print_data(dataset)
     summary = experiment.run(
         chosen, out, dataset=dataset, resume=resume, progress=not places["quiet"], fabric=fabric
     )
     if fabric.is_global_zero:
         terminal.print_comparison(chosen.data, table.tabulate([summary]))
+        terminal.print_result(summary)
         click.echo(f"\nrun folder: {out}")
 
 
@@ -516,9 +545,13 @@ def compare(
         download=places["download"],
         resume=resume,
         progress=not places["quiet"],
+        on_data=terminal.print_data,
         **settings,
     )
     terminal.print_comparison(data, result.table)
+    for summary in result.runs:
+        if summary.get("said"):
+            click.echo(f"{summary['entry']}: {summary['said']}")
     click.echo(f"\nrun folders, tables and report.html: {out}")
 
 
@@ -686,6 +719,56 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     if measure:
         deployment.bench(out, seconds=1.0)
     click.echo(f"{out}: torch.export.load('{out / 'model.pt2'}').module(); see README.md")
+
+
+@main.command()
+@click.argument("folder", metavar="RUN_OR_EXPORT", type=click.Path(path_type=Path))
+@click.argument("rows", metavar="ROWS", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File. [default: print them]"
+)
+@click.option(
+    "--draws",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of a run's posterior; an exported folder has its own.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="PYRO_SPARSE_DATA",
+    help="As for fit.",
+)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="The run names a network or guide package.module:factory: import it and call it.",
+)
+def predict(
+    folder: Path, rows: Path, out: Path | None, data_root: Path | None, **options: Any
+) -> None:
+    """Predict raw rows of a table: probabilities of classes, or numbers with 95 % intervals.
+
+    \b
+    ROWS is a table as fit takes it (CSV, or Parquet by its suffix), without scaling
+    or coding; columns are found by name, and the target's need not be there. Prints
+    CSV: prediction, and p(LABEL) of every class or low and high.
+
+    \b
+    Example:
+        pyro-sparse predict small new-patients.csv --out predicted.csv
+    """
+    from pyro_sparse.runs import prediction
+
+    found, notes = prediction.predict(folder, rows, root=data_root, **options)
+    for note in notes:
+        click.echo(note, err=True)
+    text = prediction.as_text(found)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text)
 
 
 def _numbers(value: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import math
 import pickle
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +22,23 @@ import torch
 
 from pyro_sparse import infer, nets
 from pyro_sparse.data import Dataset, load
-from pyro_sparse.export import bench, compact
+from pyro_sparse.export import bench
 from pyro_sparse.export.latency import ONNX, TORCH
 from pyro_sparse.posterior import Posterior, importance_weighted_elbo, log_weights
 from pyro_sparse.runs import page, zoo
 from pyro_sparse.runs.experiment import (
+    Constant,
     PruningError,
     dense_network,
     load_data,
     posterior_of,
     prepare,
+    pruned_network,
     run,
     run_keep,
 )
 from pyro_sparse.runs.parallel import Failed, call_in_processes
-from pyro_sparse.runs.settings import SIZES, Settings, parse_entry, settings_for
+from pyro_sparse.runs.settings import OF_TABLES, SIZES, Settings, parse_entry, settings_for
 from pyro_sparse.runs.table import Table, tabulate
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ def compare(
     download: bool = False,
     resume: bool = False,
     progress: bool = True,
+    on_data: Callable[[Dataset], object] | None = None,
     **shared: Any,
 ) -> Comparison:
     """Train every entry with every seed, each in its run folder, and tabulate all of them.
@@ -148,6 +151,7 @@ def compare(
         resume: go on with a comparison that was stopped, or add entries or seeds to one; what is
             finished is read.
         progress: show progress.
+        on_data: called with the data of the first run, before training, to say what they are.
         **shared: settings for all entries, and options for those whose model or guide takes them.
 
     Raises:
@@ -161,7 +165,14 @@ def compare(
     if jobs < 1:
         raise ValueError(f"expected at least one job, got {jobs}")
     source = (
-        data if not isinstance(data, str) or data in SIZES else load(data, root, download=download)
+        data
+        if not isinstance(data, str) or data in SIZES
+        else load(
+            data,
+            root,
+            download=download,
+            **{name: shared[name] for name in OF_TABLES if shared.get(name) is not None},
+        )
     )
     chosen: dict[str, Settings] = {}
     for entry in entries:
@@ -209,6 +220,8 @@ def compare(
             prepare(one, loaded(one))
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
+    if on_data is not None:
+        on_data(loaded(next(iter(chosen.values()))))
     # Reference pruners come last: their budget is what the others need.
     ordered = sorted(chosen, key=lambda label: _wants_budget(chosen[label]))
     plan = {}
@@ -378,6 +391,7 @@ def run_seeds(
     download: bool = False,
     resume: bool = False,
     progress: bool = True,
+    on_data: Callable[[Dataset], object] | None = None,
     fabric: Fabric | None = None,
 ) -> list[dict[str, Any]]:
     """One model with several seeds, each in the run folder ``out/seed-K``; returns the summaries.
@@ -396,9 +410,11 @@ def run_seeds(
             raise ValueError(f"{folder} already holds a run; choose another folder with --out")
     summaries = []
     for one, folder in zip(chosen, taken, strict=True):
+        dataset = load_data(one, root, download)
+        if on_data is not None and one is chosen[0]:
+            on_data(dataset)
         if progress:
             print(f"seed {one.seed}", flush=True)
-        dataset = load_data(one, root, download)
         summary = run(one, folder, dataset=dataset, resume=resume, progress=progress, fabric=fabric)
         summaries.append({**summary, "run": folder.name})
         if fabric is None or fabric.is_global_zero:
@@ -464,7 +480,9 @@ def latency(settings: Settings, posterior: Posterior, dataset: Dataset) -> dict[
         posterior: of the run.
         dataset: its data.
     """
-    small = compact(posterior, run_keep(settings, posterior, dataset))
+    small = pruned_network(posterior, run_keep(settings, posterior, dataset), dataset.test.x)
+    if isinstance(small, Constant):
+        return {}
     dense, example = dense_network(posterior), dataset.test.x[:1]
     try:
         timings = bench(dense, small, example, batches=(1,), seconds=0.5).timings

@@ -14,11 +14,13 @@ from pyro_sparse.export import compact, plots
 from pyro_sparse.posterior.calibration import class_probabilities, fitted_temperature
 from pyro_sparse.runs import page
 from pyro_sparse.runs.experiment import (
+    Constant,
     Settings,
     dense_network,
     ensemble_temperature,
     load,
     masked_difference,
+    pruned_network,
     run_keep,
 )
 from pyro_sparse.runs.table import SCORES
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from pyro_sparse.likelihoods import Likelihood
     from pyro_sparse.posterior import Posterior
 
-__all__ = ["bench", "write_export"]
+__all__ = ["bench", "is_exported", "write_export"]
 
 CALIBRATION = 512
 """Training inputs from which int8 takes the ranges of activations."""
@@ -81,6 +83,12 @@ def write_export(
     keep = run_keep(settings, posterior, dataset, rule)
     if rule is not None:
         posterior.refresh_statistics(keep)
+    if isinstance(pruned_network(posterior, keep, dataset.test.x), Constant):
+        raise ValueError(
+            f"{folder}: nothing is selected (a layer or the input would keep none of its units); "
+            "the network is a constant and there is nothing to export; take another --rule, or "
+            "train again with a larger prior inclusion probability"
+        )
     small = compact(posterior, keep)
     scale = dataset.target_scale
     test = dataset.test
@@ -126,6 +134,10 @@ def write_export(
             },
             "settings": dataclasses.asdict(settings),
             "checkpoint": checkpoint,
+            "taken": dataset.taken,
+            "target": dataset.target,
+            "features": dataset.feature_names,
+            **_kept_by_name(dataset, keep),
             **done,
         },
     )
@@ -135,6 +147,14 @@ def write_export(
         "macs": nets.count_macs(small, dataset.test.x[:1]),
         **done,
     }
+
+
+def _kept_by_name(dataset: data.Dataset, keep: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Names of the inputs that the network reads, where they have any."""
+    if dataset.feature_names is None or len(dataset.feature_names) != len(keep["input"]):
+        return {}
+    pairs = zip(dataset.feature_names, keep["input"].tolist(), strict=True)
+    return {"features_kept": [name for name, kept in pairs if kept]}
 
 
 @torch.no_grad()
@@ -196,7 +216,7 @@ def _dense_scores(
     there = infer.read_json(config)
     expected = {
         "model": "dense",
-        **{key: getattr(settings, key) for key in ("data", "net", "split")},
+        **{key: getattr(settings, key) for key in ("data", "net", "split", "target", "task")},
     }
     wrong = [
         f"{key} is {there.get(key)!r}, not {value!r}"
@@ -241,7 +261,7 @@ def bench(
         raise ValueError(
             f"expected 1 to {cores} threads, as many as there are cores, got {threads}"
         )
-    exported = _is_exported(folder)
+    exported = is_exported(folder)
     example: Any
     if exported:
         with torch.random.fork_rng([]):
@@ -275,7 +295,7 @@ def bench(
     return result
 
 
-def _is_exported(folder: Path) -> bool:
+def is_exported(folder: Path) -> bool:
     """Whether a folder holds an exported network, and not a run."""
     config = folder / "config.json"
     if not config.is_file():

@@ -17,21 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from pyro_sparse import data, guides, infer, likelihoods, models, nets
 from pyro_sparse.export import compact
 from pyro_sparse.infer.identity import digest
 from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
 from pyro_sparse.runs import options, page, zoo
-from pyro_sparse.runs.settings import Settings, settings_for
+from pyro_sparse.runs.settings import OF_TABLES, Settings, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_fabric import Fabric
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = [
+    "Constant",
     "PruningError",
     "Settings",
     "build",
@@ -43,6 +45,7 @@ __all__ = [
     "masked_difference",
     "posterior_of",
     "prepare",
+    "pruned_network",
     "read_settings",
     "run",
     "run_keep",
@@ -54,7 +57,41 @@ SCORED = 1000
 
 
 class PruningError(ValueError):
-    """A trained posterior leaves no network, as where a layer would keep no unit."""
+    """Passes of pruning and training leave no network, as where a layer would keep no unit."""
+
+
+class Constant(nn.Module):
+    """What is left where nothing is selected: the same output for every input.
+
+    Args:
+        output: of the network, without a batch's dimension.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = nn.Parameter(output.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output.expand(len(x), *self.output.shape)
+
+
+def pruned_network(posterior: Posterior, keep: Mapping[str, Tensor], x: Tensor) -> nn.Module:
+    """The compact network, or a `Constant` where no unit is left that passes anything on.
+
+    Args:
+        posterior: of the run.
+        keep: masks by group.
+        x: inputs, of which the first `SCORED` show whether anything is passed on.
+            Shape: (N, ...).
+
+    Raises:
+        ValueError: the masks do not fit the network.
+    """
+    if any(len(mask) and not bool(mask.any()) for mask in keep.values()):
+        outputs = posterior.masked(x[:SCORED], keep).cpu()
+        if torch.allclose(outputs, outputs[:1].expand_as(outputs), rtol=1e-5, atol=1e-6):
+            return Constant(outputs[0])
+    return compact(posterior, keep)
 
 
 def build(
@@ -129,6 +166,7 @@ def load_data(settings: Settings, root: str | Path | None, download: bool = Fals
         validation=settings.validation,
         split=settings.split,
         seed=settings.seed,
+        **{name: getattr(settings, name) for name in OF_TABLES},
     )
 
 
@@ -243,6 +281,7 @@ def run(
         try:
             summary = summarise(settings, posterior, dataset, rule)
         except ValueError as error:
+            # As where a network that is no chain of layers cannot do without one.
             raise PruningError(f"{error}. The run is kept in {out}") from error
         summary |= {
             "train_seconds": round(seconds, 3),
@@ -304,6 +343,14 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
         "preprocessing": dataset.preprocessing,
         **splits,
     }
+    if dataset.target is not None:
+        # Of tables alone: what older runs of other data have stays enough.
+        about |= {
+            "target": dataset.target,
+            "variables": dataset.variables,
+            "taken": dataset.taken,
+            "notes": dataset.notes,
+        }
     return json.loads(json.dumps(about))
 
 
@@ -494,7 +541,7 @@ def summarise(
     """The numbers of summary.json, on the test set, for the units that ``rule`` keeps."""
     keep = posterior.keep(rule)
     groups = posterior.summary(rule).groups
-    small = compact(posterior, keep)
+    small = pruned_network(posterior, keep, dataset.test.x)
     example = dataset.test.x[:1]
     temperature = ensemble_temperature(settings, posterior, dataset)
     with torch.random.fork_rng([]):
@@ -530,7 +577,66 @@ def summarise(
         "max_abs_diff_masked_compact": masked_difference(posterior, keep, small, dataset),
         **({"temperature": temperature} if dataset.classes else {}),
         **scores,
+        "task": dataset.task,
+        "target": dataset.target,
+        "classes": dataset.labels,
+        "rows": {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")},
+        "taken": dataset.taken,
+        "notes": list(dataset.notes),
+        **({"inputs": found} if (found := inputs_by_name([posterior], dataset)) else {}),
+        **({"said": _nothing_selected(keep)} if isinstance(small, Constant) else {}),
     }
+
+
+def _nothing_selected(keep: Mapping[str, Tensor]) -> str:
+    """A result in a sentence: the network is a constant, and why."""
+    empty = [name for name, mask in keep.items() if len(mask) and not bool(mask.any())]
+    what = "the input" if empty == ["input"] else f"layer {empty[0]!r}"
+    return (
+        f"Nothing is selected: {what} keeps no unit, so the pruned network predicts the same for "
+        "every row, and the data give no reason to do otherwise. If that is not believed, train "
+        "with a larger --inclusion-probability, for more epochs, or at another --lr."
+    )
+
+
+def inputs_by_name(
+    posteriors: Sequence[Posterior], dataset: data.Dataset
+) -> list[dict[str, Any]] | None:
+    """Inclusion of the variables of a table, the most probable first; None without gates on inputs.
+
+    A variable of several inputs (categories, a mark of missing values) is in where any of them is,
+    which are independent in the guide, as in the prior.
+
+    Args:
+        posteriors: of one model, of one or several seeds.
+        dataset: its data.
+
+    Returns:
+        Of each variable ``variable``, ``inputs`` (how many it has), ``probability`` (mean over
+        seeds), ``error`` (standard error over seeds, None of one) and ``prior``.
+    """
+    found = [posterior.inclusion().get("input") for posterior in posteriors]
+    if len(dataset.input_shape) != 1 or any(one is None for one in found):
+        return None
+    size = dataset.input_shape[0]
+    names = dataset.variables or dataset.feature_names or tuple(str(i) for i in range(size))
+    prior = posteriors[0].model.input_inclusion_logit.detach().sigmoid().double().cpu().expand(size)
+    rows = []
+    for name in dict.fromkeys(names):
+        own = torch.tensor([one == name for one in names])
+        each = [1 - (1 - one.detach().double().cpu()[own]).prod() for one in found]  # type: ignore[union-attr]
+        values = torch.stack(each)
+        error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+        rows.append(
+            {
+                "variable": name,
+                "inputs": int(own.sum()),
+                "probability": float(values.mean()),
+                "error": error,
+                "prior": float(1 - (1 - prior[own]).prod()),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["probability"])
 
 
 def ensemble_temperature(settings: Settings, posterior: Posterior, dataset: data.Dataset) -> float:

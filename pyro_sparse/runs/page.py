@@ -27,6 +27,7 @@ from pyro_sparse.runs.table import (
     by_entry,
     merged_units,
     tabulate,
+    variables_table,
 )
 from pyro_sparse.templating import render
 
@@ -57,6 +58,9 @@ CAPTIONS = {
     "size": "The compact network at other numbers of units, by the same measure of importance; all "
     "on the test set, none is selected by it.",
 }
+
+NOT_NUMBERS = ("path", "inputs", "notes", "taken", "classes", "said")
+"""Of a summary: what a line of compare.csv cannot hold."""
 
 NETWORKS = {
     "ensemble": "ensemble of posterior draws",
@@ -114,6 +118,10 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
     difference = summary["max_abs_diff_masked_compact"]
     low, high = UNDECIDED
     parts = [
+        *([_text(summary["taken"])] if summary.get("taken") else []),
+        *(_text(note, soft=True) for note in summary.get("notes", [])),
+        *([_text(summary["said"])] if summary.get("said") else []),
+        *_variables(summary.get("inputs")),
         _heading("How good"),
         _table(["", *(column.title for column in columns)], rows, _on_the_test_set(columns)),
         _heading("How small"),
@@ -126,6 +134,18 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
         ),
     ]
     return parts if analysis is None else parts + _analysis_sections(analysis)
+
+
+def _variables(variables: Sequence[Mapping[str, Any]] | None) -> list[Part]:
+    """Which variables matter, where inputs are selected."""
+    if not variables:
+        return []
+    titles, rows = variables_table(variables)
+    note = (
+        "Probability that the variable is in, under the posterior and under the prior. One with "
+        "categories or missing values is in where any of its inputs is."
+    )
+    return [_heading("Which variables matter"), _table(titles, rows, note)]
 
 
 def _analysis_sections(analysis: Mapping[str, Any]) -> list[Part]:
@@ -280,6 +300,7 @@ def _merged_sections(merged: Mapping[str, Any]) -> list[Part]:
         ]
     if merged["inputs"] is not None:
         parts.append(_text(merged["inputs"]["said"]))
+        parts += _variables(merged["inputs"].get("variables"))
     return parts
 
 
@@ -298,7 +319,9 @@ def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]], table
     _write_csv(folder / "compare.csv", summaries)
     _write_latex(folder / "compare.tex", table)
     figures = folder / "figures"
-    entries = by_entry(summaries)
+    # Of a network that is a constant there are none, which a logarithm cannot show.
+    shown = [{**one, "macs_compact": max(1, one["macs_compact"])} for one in summaries]
+    entries = by_entry(shown)
     write_figure(figures / "pareto.png", lambda ax: plots.accuracy_against_cost(entries, ax))
     title = f"{len(entries)} model{'s' if len(entries) > 1 else ''} on {first['data']}"
     parts = [
@@ -306,7 +329,7 @@ def write_comparison(folder: Path, summaries: Sequence[Mapping[str, Any]], table
         _heading("Accuracy against cost" if "accuracy_compact" in first else "Error and cost"),
         {"figures": [_figure(figures / "pareto.png")]},
     ]
-    for entry, runs in entries.items():
+    for entry, runs in by_entry(summaries).items():
         own = folder / runs[0].get("run", entry)
         parts += [
             _heading(entry),
@@ -338,7 +361,7 @@ def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
         {
             key: "-".join(map(str, value.values())) if isinstance(value, Mapping) else value
             for key, value in summary.items()
-            if key != "path"
+            if key not in NOT_NUMBERS
         }
         for summary in summaries
     ]
@@ -421,7 +444,7 @@ def _units(summary: Mapping[str, Any], note: str = "") -> Part:
 
 
 def _ratio(dense: float, compact: float) -> str:
-    return f"{dense / compact:.1f}×"
+    return f"{dense / compact:.1f}×" if compact else "–"
 
 
 def _plain(value: Any) -> str:

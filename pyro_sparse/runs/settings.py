@@ -159,6 +159,7 @@ class Settings:
         precision: of the network's forward pass in training, see `pyro_sparse.names`.
         retries: how often training may go back after a divergence, see `fit`.
         split: of data sets that come with several.
+        target, task, drop, missing: of tables, see :func:`pyro_sparse.data.load`.
         seed: of the validation split, the initial weights, the batches and the noise.
 
     Raises:
@@ -199,6 +200,10 @@ class Settings:
     precision: str = "32-true"
     retries: int = 0
     split: int = 0
+    target: str | None = None
+    task: str | None = None
+    drop: list[str] = field(default_factory=list)
+    missing: str = "impute"
     seed: int = 0
     model_options: dict[str, Any] = field(default_factory=dict)
     guide_options: dict[str, Any] = field(default_factory=dict)
@@ -309,7 +314,7 @@ def settings_for(
             )
         if strict or name not in options.anywhere():
             raise ValueError(f"{model}: {nearest('option', name, sorted(known))}")
-    name, n, shape = _size(data, root)
+    name, n, shape = _size(data, root, {key: chosen[key] for key in OF_TABLES if key in chosen})
     names = {*takes["model"], *takes["guide"]}
     net = chosen.get("net") or entry.settings.get("net") or network_for(shape)
     defaults = {**training_defaults(n, shape, net, chosen, names), **entry.settings}
@@ -346,14 +351,20 @@ SIZES: dict[str, tuple[int, tuple[int, ...]]] = {
 """Training examples and their shape, of data that need not be read to know them."""
 
 
-def _size(data: str | Dataset, root: str | Path | None) -> tuple[str, int, tuple[int, ...]]:
+OF_TABLES = ("target", "task", "drop", "missing")
+"""Settings that say how a table is read; all entries of a comparison share them."""
+
+
+def _size(
+    data: str | Dataset, root: str | Path | None, of_tables: Mapping[str, Any]
+) -> tuple[str, int, tuple[int, ...]]:
     """Name, training examples with those for validation, and shape of one."""
     if isinstance(data, str) and data in SIZES:
         return data, *SIZES[data]
     if isinstance(data, str):
         from pyro_sparse.data import load
 
-        data = load(data, root)
+        data = load(data, root, **of_tables)
     return data.name, len(data.train) + len(data.validation), data.input_shape
 
 
@@ -362,7 +373,7 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
 
     ``ss-ghs:variance=full,num-particles=4`` is ss-ghs with two settings of its own. Every option of
     the model and of its guide may be named, and every attribute of `Settings` but ``model``,
-    ``data``, ``split`` and ``seed``, which the entries of a comparison share.
+    ``data``, ``split``, ``seed`` and `OF_TABLES`, which the entries of a comparison share.
 
     Raises:
         ValueError: the model or a setting is not known, or a value is not of its type.
@@ -379,7 +390,7 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{text}: {name} is there twice")
         parts[name] = value.strip()
     hints = typing.get_type_hints(Settings)
-    for name in ("model", "data", "split", "seed", "model_options", "guide_options"):
+    for name in ("model", "data", "split", "seed", *OF_TABLES, "model_options", "guide_options"):
         del hints[name]
     takes: list[options.Options] = []
     if parts.keys() - hints.keys():

@@ -26,6 +26,7 @@ __all__ = [
     "by_entry",
     "merged_units",
     "tabulate",
+    "variables_table",
 ]
 
 
@@ -286,6 +287,17 @@ def merged_units(
         for group in groups
     ]
     return ["layer", "units", "in all", "in some", "expected", "largest s.e."], rows
+
+
+def variables_table(
+    variables: Iterable[Mapping[str, Any]], sign: str = " ± "
+) -> tuple[list[str], list[list[str]]]:
+    """Titles, and a row a variable of `experiment.inputs_by_name`."""
+    rows = []
+    for one in variables:
+        error = "" if one["error"] is None else f"{sign}{one['error']:.3f}"
+        rows.append([one["variable"], f"{one['probability']:.3f}{error}", f"{one['prior']:.3f}"])
+    return ["variable", "inclusion probability", "prior"], rows
 
 
 def tabulate(summaries: Sequence[Mapping[str, Any]], baseline: str | None = None) -> Table:

@@ -73,7 +73,9 @@ def test_help_lists_the_commands():
     assert succeed("-h") == output
 
 
-@pytest.mark.parametrize("command", ["zoo", "fit", "compare", "analyse", "export", "bench"])
+@pytest.mark.parametrize(
+    "command", ["zoo", "fit", "compare", "analyse", "export", "bench", "predict"]
+)
 def test_help_of_every_command(command):
     output = succeed(command, "--help")
     assert output.startswith("Usage: ")
@@ -348,17 +350,53 @@ def test_a_folder_that_holds_a_run(run, tmp_path):
     assert not (run.parent / "dense").exists()
 
 
-def test_a_layer_that_keeps_nothing(tmp_path):
+def test_nothing_selected_is_a_result(tmp_path):
     out = tmp_path / "run"
     forceful = ["--inclusion-lr", "5", "--kl-start", "1", "--inclusion-probability", "1e-9"]
-    message = fail("fit", "ss-ig", *TINY, *forceful, "--out", out)
-    assert "layer 'fc1' would keep none" in message
-    assert f"The run is kept in {out}" in message
-    assert (out / "checkpoint" / "last.safetensors").is_file()
+    output = succeed("fit", "ss-ig", *TINY, *forceful, "--out", out)
+    assert "Nothing is selected: layer 'fc1' keeps no unit" in output
+    summary = read(out / "summary.json")
+    assert summary["kept"] == {"fc1": 0}
+    assert (summary["params_compact"], summary["macs_compact"]) == (10, 0)
+    assert summary["max_abs_diff_masked_compact"] < 1e-5
+    assert "Nothing is selected" in (out / "report.html").read_text()
+    succeed("analyse", out, "--draws", "2")
+    assert "nothing to export" in fail("export", out, "--out", tmp_path / "small")
     # compare tells, and goes on with the others.
     output = succeed("compare", "ss-ig", *TINY, *forceful, "--out", tmp_path / "runs")
-    assert "ss-ig: layer 'fc1' would keep none" in output
-    assert [s["model"] for s in read(tmp_path / "runs" / "compare.json")] == ["dense"]
+    assert "ss-ig: Nothing is selected" in output
+    assert [s["model"] for s in read(tmp_path / "runs" / "compare.json")] == ["ss-ig", "dense"]
+
+
+def test_names_of_a_table_are_everywhere(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 2, generator=generator).tolist()
+    sites = ["left", "right", "middle"]
+    lines = [f"{a:.4f},{sites[i % 3]},{b:.4f},{a + b:.4f}" for i, (a, b) in enumerate(rows)]
+    file, out = tmp_path / "t.csv", tmp_path / "runs"
+    file.write_text("\n".join(["AGE,SITE,BMI,RISK", *lines]))
+    options = ["--net", "mlp:4", "--epochs", "2", "--prune-inputs", "--seeds", "2"]
+    output = succeed("fit", "ss-ig", "--data", f"csv:{file}", *options, "--out", out)
+    first = output.splitlines()[0]
+    assert "target RISK (regression, " in first
+    assert "5 inputs of 3 columns, 46/2/12 rows" in first
+    one = out / "seed-0"
+    for name in ("data.json", "summary.json", "report.html"):
+        for word in ("RISK", "AGE", "SITE", "BMI"):
+            assert word in (one / name).read_text(), name
+    variables = read(one / "summary.json")["inputs"]
+    assert {row["variable"]: row["inputs"] for row in variables} == {"AGE": 1, "SITE": 3, "BMI": 1}
+    output = succeed("analyse", one, "--draws", "2", "--members", "2")
+    assert all(word in output for word in ("AGE", "SITE", "BMI", "prior"))
+    output = succeed("analyse", out, "--draws", "2")
+    assert all(word in output for word in ("AGE", "SITE", "BMI", "prior"))
+    assert "SITE" in (out / "report.html").read_text()
+    succeed("export", one, "--out", tmp_path / "small", "--no-bench", "--rule", "median:0.01")
+    config = read(tmp_path / "small" / "config.json")
+    assert config["metadata"]["target"] == "RISK"
+    names = ["AGE", "SITE=left", "SITE=middle", "SITE=right", "BMI"]
+    assert [one["name"] for one in config["preprocessing"]["columns"]] == names
+    assert "SITE=left" in (tmp_path / "small" / "README.md").read_text()
 
 
 def test_exports_that_cannot_be(run, tmp_path):

@@ -227,13 +227,12 @@ def test_refused_before_training(digits, tmp_path, wrong):
     assert not out.exists() or not list(out.iterdir())
 
 
-def test_a_layer_that_keeps_nothing(digits, tmp_path):
+def test_nothing_selected_is_a_result(digits, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(experiment.PruningError, match=r"layer 'fc1' would keep none") as caught:
-        experiment.run(nothing_kept(), out, dataset=digits, progress=False)
-    assert f"kept in {out}" in str(caught.value)
-    assert (out / "checkpoint" / "last.safetensors").is_file()
-    assert not (out / "summary.json").exists()
+    summary = experiment.run(nothing_kept(), out, dataset=digits, progress=False)
+    assert summary["kept"]["fc1"] == 0
+    assert summary["said"].startswith("Nothing is selected: layer 'fc1' keeps no unit")
+    assert (out / "report.html").is_file()
     # What was trained can still be looked at.
     _, _, posterior = experiment.load(out)
     assert posterior.summary().groups[0].kept == 0
