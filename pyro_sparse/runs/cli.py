@@ -552,6 +552,8 @@ def compare(
     for summary in result.runs:
         if summary.get("said"):
             click.echo(f"{summary['entry']}: {summary['said']}")
+        for caution in summary.get("cautions", []):
+            click.echo(f"{summary['entry']}, seed {summary['seed']}: {caution}")
     click.echo(f"\nrun folders, tables and report.html: {out}")
 
 

@@ -23,6 +23,7 @@ from pyro_sparse import data, guides, infer, likelihoods, models, nets
 from pyro_sparse.export import compact
 from pyro_sparse.infer.identity import digest
 from pyro_sparse.posterior import Posterior, accuracy, plots, pruning, rmse, selection
+from pyro_sparse.posterior.summary import cautions
 from pyro_sparse.runs import options, page, zoo
 from pyro_sparse.runs.settings import OF_TABLES, Settings, settings_for
 
@@ -552,6 +553,7 @@ def summarise(
             target_scale=dataset.target_scale,
             temperature=temperature,
         )
+    said = cautions(groups, scores) if posterior.model.prunes else []
     dense = dense_network(posterior)
     # Inputs that nothing reads are gone, too, wherever a rule finds them.
     names = [group.name for group in posterior.prunable_groups()]
@@ -584,7 +586,9 @@ def summarise(
         "taken": dataset.taken,
         "notes": list(dataset.notes),
         **({"inputs": found} if (found := inputs_by_name([posterior], dataset)) else {}),
-        **({"said": _nothing_selected(keep)} if isinstance(small, Constant) else {}),
+        **(
+            {"said": _nothing_selected(keep)} if isinstance(small, Constant) else {"cautions": said}
+        ),
     }
 
 

@@ -59,7 +59,7 @@ CAPTIONS = {
     "on the test set, none is selected by it.",
 }
 
-NOT_NUMBERS = ("path", "inputs", "notes", "taken", "classes", "said")
+NOT_NUMBERS = ("path", "inputs", "notes", "taken", "classes", "said", "cautions")
 """Of a summary: what a line of compare.csv cannot hold."""
 
 NETWORKS = {
@@ -121,6 +121,7 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
         *([_text(summary["taken"])] if summary.get("taken") else []),
         *(_text(note, soft=True) for note in summary.get("notes", [])),
         *([_text(summary["said"])] if summary.get("said") else []),
+        *map(_text, summary.get("cautions", [])),
         *_variables(summary.get("inputs")),
         _heading("How good"),
         _table(["", *(column.title for column in columns)], rows, _on_the_test_set(columns)),

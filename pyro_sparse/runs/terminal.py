@@ -90,6 +90,8 @@ def print_result(summary: Mapping[str, Any], console: Console | None = None) -> 
     console = console or Console()
     if summary.get("said"):
         console.print(f"{summary['said']}\n", highlight=False, markup=False)
+    for caution in summary.get("cautions", []):
+        console.print(f"{summary['model']}: {caution}\n", highlight=False, markup=False)
     if summary.get("inputs"):
         _print_variables(summary["inputs"], console)
 

@@ -431,6 +431,16 @@ def test_the_dense_network_has_a_size_where_what_it_computes_overflows():
     assert nets.count_parameters(dense) == nets.count_parameters(net)
 
 
+def test_a_network_that_should_not_be_shipped_yet_is_said_to_be_one():
+    dataset = data.load("digits", validation=0.05)
+    settings = settings_for(
+        "ss-ig", "digits", net="mlp:12", epochs=2, validation=0.05, inclusion_probability=0.5
+    )
+    posterior = Posterior(*experiment.build(settings, dataset))
+    summary = experiment.summarise(settings, posterior, dataset)
+    assert any("nothing was pruned" in caution for caution in summary["cautions"])
+
+
 # -- the data of a run -----------------------------------------------------------------------------
 
 
