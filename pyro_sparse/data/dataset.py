@@ -97,8 +97,8 @@ class Dataset:
     def taken(self) -> str:
         """What was taken for what, in a line: target, task, inputs, and rows of the splits."""
         name = "target" if self.target in (None, "target") else f"target {self.target}"
-        if self.labels is not None:
-            shown = [str(label) for label in self.labels]
+        if self.classes is not None:
+            shown = [str(label) for label in self.labels or range(self.classes)]
             shown = shown if len(shown) <= 6 else [*shown[:3], "…", shown[-1]]
             what = f"classification, {self.classes} classes: {', '.join(shown)}"
         else:
