@@ -453,7 +453,6 @@ class SpikeSlabModel(SparseModel):
         learnt = _learnt("slab_scale", slab_scale)
         if learnt:
             self.learnt_scales += [group.name for group in self.layers if group.prunable]
-        positive(inclusion_constant=inclusion_constant)
         if inclusion_probability == "layerwise":
             layers = self.layers
             # The bias is part of the row: a fan-in of k gives rows of k + 1 numbers.

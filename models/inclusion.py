@@ -48,7 +48,7 @@ def layerwise_inclusion_logits(
     Source: Jantre, Bhattacharya, Maiti, *Layer adaptive node selection in Bayesian neural networks*
     (Neural Networks 167, 2023; arXiv 2108.11000), the rule of their code.
     """
-    if not 0 <= constant < math.inf:
+    if not isinstance(constant, int | float) or not 0 <= constant < math.inf:
         raise ValueError(f"expected a non-negative, finite inclusion constant, got {constant}")
     if not 0 <= floor < 1:
         raise ValueError(f"expected an inclusion floor in [0, 1), got {floor}")

@@ -72,7 +72,7 @@ MODELS = {
         "slab_scale": (0.0, -1.0, NAN, INF, "wide"),
         "output_scale": (0.0, -1.0, NAN, INF, "wide"),
         "input_inclusion_probability": (0.0, 1.0, NAN, "often"),
-        "inclusion_constant": POSITIVE,
+        "inclusion_constant": (-1.0, NAN, INF, "small", [1.0]),
         "inclusion_floor": (-0.1, 1.0, NAN, "low"),
         "prune_inputs": ("maybe", 2, None),
         "likelihood": ("categorical", 3, nn.Linear(2, 2)),
