@@ -158,6 +158,10 @@ LOAD = {
     "validation": (1.0, -0.1, NAN, "some"),
     "split": (99, -1, "first"),
     "seed": ("one", 1.5),
+    "target": ("y",),
+    "task": ("ranking",),
+    "drop": (["y"],),
+    "missing": ("guess",),
     "root": ("/nowhere/at/all",),
 }
 KEEP = {group: torch.ones(4, dtype=torch.bool) for group in ("fc1",)}

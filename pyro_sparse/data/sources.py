@@ -95,6 +95,8 @@ def load(
             f"expected a validation share of at least 0 and below 1, got {validation}; "
             "0.1 carves off a tenth of the training rows."
         )
+    if not isinstance(seed, int):
+        raise ValueError(f"expected seed to be a whole number, got {seed!r}")
     of_tables: dict[str, Any] = {"target": target, "task": task, "drop": drop, "missing": missing}
     if not isinstance(name, str):
         return prepare(
