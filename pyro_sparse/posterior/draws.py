@@ -24,6 +24,7 @@ from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
 from pyro_sparse.graph import evaluating
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
+from pyro_sparse.threads import ALONE
 
 __all__ = [
     "Draw",
@@ -81,6 +82,13 @@ class Included(Messenger):
             self.probabilities[msg["name"]] = law.logits.detach().double().sigmoid().cpu()
             slab: Any = law.slab
             msg["fn"] = slab.to_event(len(slab.batch_shape))
+
+
+@contextmanager
+def scoring() -> Iterator[None]:
+    """A score draws from where torch's random state is, and leaves it there."""
+    with ALONE, torch.random.fork_rng(range(torch.cuda.device_count())):
+        yield
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from .calibration import (
 )
 from .contraction import Contraction, Radius, contraction, radius
 from .diagnostics import KHat, khat
+from .draws import scoring
 from .metrics import (
     mutual_information,
     out_of_distribution_auroc,
@@ -59,6 +60,7 @@ class Posterior(FittedNetwork):
         """What the inclusion probabilities belong to."""
         return objective(self)
 
+    @scoring()
     def temperature(self, x: Tensor, y: Tensor, num_samples: int = 100) -> float:
         """The temperature at which the ensemble predicts these classes best.
 
@@ -75,6 +77,7 @@ class Posterior(FittedNetwork):
         probabilities = class_probabilities(self.model.likelihood, self.predict(x, num_samples))
         return fitted_temperature(probabilities, y)
 
+    @scoring()
     @torch.no_grad()
     def evaluate(
         self,
@@ -118,6 +121,7 @@ class Posterior(FittedNetwork):
                 scores["_".join([score, name, *error])] = value
         return scores
 
+    @scoring()
     def calibration(
         self,
         x: Tensor,
@@ -155,6 +159,7 @@ class Posterior(FittedNetwork):
             "compact": calibrate(likelihood, compact, y, target_scale),
         }
 
+    @scoring()
     def out_of_distribution(
         self, inside: Tensor, outside: Tensor, num_samples: int = 50
     ) -> dict[str, float]:

@@ -32,3 +32,21 @@ def test_threads_take_turns():
     after = [b for layer in normalisations(model.net) for b in layer.buffers()]
     assert all(map(torch.equal, buffers, after))
     assert model.net.training
+
+
+def test_scores_leave_the_random_state_as_it_was():
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 4), torch.randint(2, (30,))
+    model = models.SpikeSlabGaussian(
+        nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)), x[:2], num_data=30
+    )
+    posterior = Posterior(model, guides.for_model(model, initial_inclusion=0.6))
+    state = torch.get_rng_state()
+    scores = [posterior.evaluate(x, y, num_samples=3) for _ in range(2)]
+    posterior.calibration(x, y, num_samples=3)
+    posterior.temperature(x, y, num_samples=3)
+    posterior.out_of_distribution(x, x + 1, num_samples=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert scores[0] == scores[1]
+    # Draws are for those who ask for them: new ones each time.
+    assert not torch.equal(posterior.predict(x, 1), posterior.predict(x, 1))
