@@ -89,9 +89,13 @@ def print_result(summary: Mapping[str, Any], console: Console | None = None) -> 
     """What is to be said of one run beside its scores: variables, or that nothing is left."""
     console = console or Console()
     if summary.get("said"):
-        console.print(f"{summary['said']}\n", highlight=False, markup=False)
+        console.print(f"\n{summary['said']}", highlight=False, markup=False)
     if summary.get("inputs"):
+        console.print()
         _print_variables(summary["inputs"], console)
+        if summary.get("objective"):
+            # A probability is nothing without the objective at which it came to rest.
+            console.print(summary["objective"], style="dim", highlight=False, markup=False)
 
 
 def _print_variables(
@@ -234,7 +238,7 @@ def print_analysis(analysis: Mapping[str, Any], console: Console | None = None) 
     titles = ["layer", "units", "kept", "expected (95 %)", "undecided", "entropy"]
     _show("units", titles, rows, console)
     if analysis.get("inputs"):
-        _print_variables(analysis["inputs"], console)
+        print_result({key: analysis.get(key) for key in ("inputs", "objective")}, console)
 
     which = ("ensemble", "compact", "members")
     calibrated = [one for one in CALIBRATION if one.key in analysis["calibration"]["compact"]]
