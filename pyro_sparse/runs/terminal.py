@@ -79,7 +79,8 @@ def print_comparison(
         if not titles:
             continue
         rows = [[entry, *cells] for entry, cells in lines.items()]
-        _show(section.title, ["model", *titles], rows, console)
+        heads = [title.replace(" ", "\n", 1) for title in titles]
+        _show(section.title, ["model", *heads], rows, console)
         console.print(section.note + "\n", style="dim", highlight=False)
     if comparison.footnote:
         console.print(comparison.footnote, highlight=False)
@@ -131,7 +132,7 @@ def _show(
 
     Args:
         title: above it.
-        titles, rows: the cells.
+        titles, rows: the cells; a title may have two lines.
         console: where to.
         keys: how many of the first columns say what a row is about.
         sections: numbers of rows that a line is drawn after.
@@ -143,9 +144,10 @@ def _show(
     def block(columns: Sequence[int]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for column in (*range(keys), *columns):
-            head = titles[column].replace(" ", "\n", 1) if column >= keys else titles[column]
             left = column < keys and not (keys > 1 and column == 0)
-            table.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
+            table.add_column(
+                Text(titles[column]), justify="left" if left else "right", no_wrap=True
+            )
         for number, row in enumerate(rows):
             # Text, so that a name with brackets in it is no markup.
             cells = [Text(row[column]) for column in (*range(keys), *columns)]
@@ -163,7 +165,7 @@ def _show(
             name = " ".join(cell for cell in row[:keys] if cell)
             console.print(name, highlight=False, markup=False)
             for column in rest:
-                line = f"  {titles[column]}: {row[column]}"
+                line = f"  {' '.join(titles[column].split())}: {row[column]}"
                 console.print(line, highlight=False, markup=False)
         console.print()
         return
@@ -198,12 +200,12 @@ def print_bench(benchmark: Benchmark, console: Console | None = None) -> None:
             ]
         )
         last = ratio.batch
-    titles = ["batch", "runtime", "dense ms", "compact ms", "dense 1/s", "compact 1/s"]
+    titles = ["batch", "runtime", "dense\nms", "compact\nms", "dense\n1/s", "compact\n1/s"]
     _show(
         f"{_count(macs['dense'])} → {_count(macs['compact'])} MACs "
         f"({benchmark.mac_ratio:.1f}×), {_count(parameters['dense'])} → "
         f"{_count(parameters['compact'])} parameters",
-        [*titles, "speed-up (quartiles)"],
+        [*titles, "speed-up\n(quartiles)"],
         rows,
         console,
         keys=2,
