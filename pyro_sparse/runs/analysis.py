@@ -327,7 +327,7 @@ def _selected_inputs(posteriors: Sequence[Posterior], dataset: data.Dataset) -> 
 
     ``names`` of all inputs, and ``variables``, see `experiment.inputs_by_name`.
     """
-    names = dataset.feature_names
+    names = None if dataset.feature_names is None else list(dataset.feature_names)
     about = {"names": names, "variables": experiment.inputs_by_name(posteriors, dataset)}
     try:
         chosen = select_inputs(posteriors, level=0.05)
