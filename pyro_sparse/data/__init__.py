@@ -8,6 +8,9 @@ Conventions
     - Every statistic (means, standard deviations) comes from the training rows that are left then.
     - Nothing downloads unless asked to.
 
+Tables, as files or frames, are read by :mod:`pyro_sparse.data.tables`; what was guessed about them
+is in `Dataset.taken` and `Dataset.notes`.
+
 To add a data set, write one function in :mod:`pyro_sparse.data.sources` that returns a ``Source``
 (all rows, and which of them are for training and which for testing), and name it in ``load``.
 """

@@ -181,11 +181,12 @@ def analyse(
     score = "accuracy" if "accuracy_compact" in scores else "rmse"
     curve = size_curve(posterior, test, measure, keep, target_scale=scale)
     all_of_them = {**both, "members": several}
+    overview = posterior.summary(lambda _: keep)
     result = {
         "checkpoint": checkpoint,
         "draws": draws,
         "members": members,
-        "groups": [dataclasses.asdict(group) for group in posterior.summary(lambda _: keep).groups],
+        "groups": [dataclasses.asdict(group) for group in overview.groups],
         "scores": scores,
         "calibration": {
             which: {**one.to_dict(), "draws": {"ensemble": draws, "compact": 1}.get(which, members)}
@@ -196,6 +197,7 @@ def analyse(
         "curve": curve,
         "outside": apart,
         "inputs": experiment.inputs_by_name([posterior], dataset),
+        "objective": None if overview.objective is None else str(overview.objective),
     }
     infer.write_json(folder / "analysis.json", result)
     _write_figures(folder / "figures", all_of_them, curve, score)
@@ -325,7 +327,7 @@ def _selected_inputs(posteriors: Sequence[Posterior], dataset: data.Dataset) -> 
 
     ``names`` of all inputs, and ``variables``, see `experiment.inputs_by_name`.
     """
-    names = dataset.feature_names
+    names = None if dataset.feature_names is None else list(dataset.feature_names)
     about = {"names": names, "variables": experiment.inputs_by_name(posteriors, dataset)}
     try:
         chosen = select_inputs(posteriors, level=0.05)

@@ -541,7 +541,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The numbers of summary.json, on the test set, for the units that ``rule`` keeps."""
     keep = posterior.keep(rule)
-    groups = posterior.summary(rule).groups
+    overview = posterior.summary(rule)
+    groups = overview.groups
     small = pruned_network(posterior, keep, dataset.test.x)
     example = dataset.test.x[:1]
     temperature = ensemble_temperature(settings, posterior, dataset)
@@ -585,7 +586,11 @@ def summarise(
         "rows": {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")},
         "taken": dataset.taken,
         "notes": list(dataset.notes),
-        **({"inputs": found} if (found := inputs_by_name([posterior], dataset)) else {}),
+        **(
+            {"inputs": found, "objective": str(overview.objective)}
+            if (found := inputs_by_name([posterior], dataset))
+            else {}
+        ),
         **(
             {"said": _nothing_selected(keep)} if isinstance(small, Constant) else {"cautions": said}
         ),
@@ -595,11 +600,12 @@ def summarise(
 def _nothing_selected(keep: Mapping[str, Tensor]) -> str:
     """A result in a sentence: the network is a constant, and why."""
     empty = [name for name, mask in keep.items() if len(mask) and not bool(mask.any())]
-    what = "the input" if empty == ["input"] else f"layer {empty[0]!r}"
+    called = ["the input" if name == "input" else f"layer {name!r}" for name in empty]
+    verb = "keeps" if len(empty) == 1 else "keep"
     return (
-        f"Nothing is selected: {what} keeps no unit, so the pruned network predicts the same for "
-        "every row, and the data give no reason to do otherwise. If that is not believed, train "
-        "with a larger --inclusion-probability, for more epochs, or at another --lr."
+        f"Nothing is selected: {' and '.join(called)} {verb} no unit, so the "
+        "pruned network predicts the same for every row. If that is not believed, train with a "
+        "larger --inclusion-probability, for more epochs, or at another --lr."
     )
 
 

@@ -59,7 +59,7 @@ CAPTIONS = {
     "on the test set, none is selected by it.",
 }
 
-NOT_NUMBERS = ("path", "inputs", "notes", "taken", "classes", "said", "cautions")
+NOT_NUMBERS = ("path", "inputs", "objective", "notes", "taken", "classes", "said", "cautions")
 """Of a summary: what a line of compare.csv cannot hold."""
 
 NETWORKS = {
@@ -122,7 +122,7 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
         *(_text(note, soft=True) for note in summary.get("notes", [])),
         *([_text(summary["said"])] if summary.get("said") else []),
         *map(_text, summary.get("cautions", [])),
-        *_variables(summary.get("inputs")),
+        *_variables(summary.get("inputs"), summary.get("objective")),
         _heading("How good"),
         _table(["", *(column.title for column in columns)], rows, _on_the_test_set(columns)),
         _heading("How small"),
@@ -137,7 +137,9 @@ def _run_sections(summary: Mapping[str, Any], analysis: Mapping[str, Any] | None
     return parts if analysis is None else parts + _analysis_sections(analysis)
 
 
-def _variables(variables: Sequence[Mapping[str, Any]] | None) -> list[Part]:
+def _variables(
+    variables: Sequence[Mapping[str, Any]] | None, objective: str | None = None
+) -> list[Part]:
     """Which variables matter, where inputs are selected."""
     if not variables:
         return []
@@ -146,6 +148,7 @@ def _variables(variables: Sequence[Mapping[str, Any]] | None) -> list[Part]:
         "Probability that the variable is in, under the posterior and under the prior. One with "
         "categories or missing values is in where any of its inputs is."
     )
+    note += f" {objective[0].upper()}{objective[1:]}." if objective else ""
     return [_heading("Which variables matter"), _table(titles, rows, note)]
 
 

@@ -79,7 +79,8 @@ def print_comparison(
         if not titles:
             continue
         rows = [[entry, *cells] for entry, cells in lines.items()]
-        _show(section.title, ["model", *titles], rows, console)
+        heads = [title.replace(" ", "\n", 1) for title in titles]
+        _show(section.title, ["model", *heads], rows, console)
         console.print(section.note + "\n", style="dim", highlight=False)
     if comparison.footnote:
         console.print(comparison.footnote, highlight=False)
@@ -89,11 +90,15 @@ def print_result(summary: Mapping[str, Any], console: Console | None = None) -> 
     """What is to be said of one run beside its scores: variables, or that nothing is left."""
     console = console or Console()
     if summary.get("said"):
-        console.print(f"{summary['said']}\n", highlight=False, markup=False)
+        console.print(f"\n{summary['said']}", highlight=False, markup=False)
     for caution in summary.get("cautions", []):
-        console.print(f"{summary['model']}: {caution}\n", highlight=False, markup=False)
+        console.print(f"\n{summary['model']}: {caution}", highlight=False, markup=False)
     if summary.get("inputs"):
+        console.print()
         _print_variables(summary["inputs"], console)
+        if summary.get("objective"):
+            # A probability is nothing without the objective at which it came to rest.
+            console.print(summary["objective"], style="dim", highlight=False, markup=False)
 
 
 def _print_variables(
@@ -129,7 +134,7 @@ def _show(
 
     Args:
         title: above it.
-        titles, rows: the cells.
+        titles, rows: the cells; a title may have two lines.
         console: where to.
         keys: how many of the first columns say what a row is about.
         sections: numbers of rows that a line is drawn after.
@@ -141,9 +146,10 @@ def _show(
     def block(columns: Sequence[int]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for column in (*range(keys), *columns):
-            head = titles[column].replace(" ", "\n", 1) if column >= keys else titles[column]
             left = column < keys and not (keys > 1 and column == 0)
-            table.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
+            table.add_column(
+                Text(titles[column]), justify="left" if left else "right", no_wrap=True
+            )
         for number, row in enumerate(rows):
             # Text, so that a name with brackets in it is no markup.
             cells = [Text(row[column]) for column in (*range(keys), *columns)]
@@ -161,7 +167,7 @@ def _show(
             name = " ".join(cell for cell in row[:keys] if cell)
             console.print(name, highlight=False, markup=False)
             for column in rest:
-                line = f"  {titles[column]}: {row[column]}"
+                line = f"  {' '.join(titles[column].split())}: {row[column]}"
                 console.print(line, highlight=False, markup=False)
         console.print()
         return
@@ -196,12 +202,12 @@ def print_bench(benchmark: Benchmark, console: Console | None = None) -> None:
             ]
         )
         last = ratio.batch
-    titles = ["batch", "runtime", "dense ms", "compact ms", "dense 1/s", "compact 1/s"]
+    titles = ["batch", "runtime", "dense\nms", "compact\nms", "dense\n1/s", "compact\n1/s"]
     _show(
         f"{_count(macs['dense'])} → {_count(macs['compact'])} MACs "
         f"({benchmark.mac_ratio:.1f}×), {_count(parameters['dense'])} → "
         f"{_count(parameters['compact'])} parameters",
-        [*titles, "speed-up (quartiles)"],
+        [*titles, "speed-up\n(quartiles)"],
         rows,
         console,
         keys=2,
@@ -236,7 +242,7 @@ def print_analysis(analysis: Mapping[str, Any], console: Console | None = None) 
     titles = ["layer", "units", "kept", "expected (95 %)", "undecided", "entropy"]
     _show("units", titles, rows, console)
     if analysis.get("inputs"):
-        _print_variables(analysis["inputs"], console)
+        print_result({key: analysis.get(key) for key in ("inputs", "objective")}, console)
 
     which = ("ensemble", "compact", "members")
     calibrated = [one for one in CALIBRATION if one.key in analysis["calibration"]["compact"]]
