@@ -434,6 +434,9 @@ def read_settings(folder: Path, trust: bool = False) -> Settings:
                 "others; train the run anew"
             )
         settings = Settings(**values)
+        for name in ("model", "net", "guide", "data"):
+            if not isinstance(getattr(settings, name), str):
+                raise ValueError(f"expected {name} to be a name, got {values[name]!r}")
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{config} does not hold the settings of a run: {error}") from error
     # Networks that are built in have numbers behind the colon.

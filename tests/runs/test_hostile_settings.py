@@ -24,3 +24,12 @@ def test_a_number_too_large(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"config\.json does not hold the settings of a run"):
         experiment.read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model", "net", "guide", "data"])
+def test_a_name_that_is_none(tmp_path, name):
+    values = json.loads(json.dumps(vars(settings_for("ss-ig", "digits")), default=str))
+    values[name] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json does not hold the settings of a run"):
+        experiment.read_settings(tmp_path)
