@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -30,6 +31,7 @@ from pyro_sparse.likelihoods import Categorical, Likelihood
 from pyro_sparse.modules import LocalPyroModule
 from pyro_sparse.precision import network_autocast
 from pyro_sparse.ranges import positive, whole
+from pyro_sparse.threads import ALONE
 
 from .inclusion import layerwise_inclusion_logits, logit
 from .support import Support
@@ -62,6 +64,21 @@ def _template(net: nn.Module) -> nn.Module:
                 del module._parameters[name]
                 module.register_buffer(name, parameter.detach().clone())
     return net
+
+
+@contextlib.contextmanager
+def _with_buffers(net: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """``net`` with these tensors in place of buffers of these names."""
+    with ALONE:
+        places = [(net.get_submodule(name.rpartition(".")[0]), name) for name in values]
+        before = [module._buffers[name.rpartition(".")[2]] for module, name in places]
+        try:
+            for module, name in places:
+                module._buffers[name.rpartition(".")[2]] = values[name]
+            yield
+        finally:
+            for (module, name), value in zip(places, before, strict=True):
+                module._buffers[name.rpartition(".")[2]] = value
 
 
 def _learnt(name: str, value: float | str) -> bool:
@@ -369,9 +386,13 @@ class SparseModel(LocalPyroModule):
         if gate is not None:
             factor = gate
             inputs = inputs.map(lambda value: self.graph.gate_inputs(value, factor))
-        outputs = functional_call(
-            self.net, dict(parameters), inputs.args, inputs.kwargs, tie_weights=False
-        )
+        if torch.jit.is_tracing():  # which functional_call refuses
+            with _with_buffers(self.net, parameters):
+                outputs = inputs.call(self.net)
+        else:
+            outputs = functional_call(
+                self.net, dict(parameters), inputs.args, inputs.kwargs, tie_weights=False
+            )
         return self.output(outputs)
 
     def run(self, x: Example, rows: Mapping[str, Tensor], gate: Tensor | None = None) -> Tensor:

@@ -194,6 +194,12 @@ def fit(
             saved. A second one stops at once.
     """
     whole(epochs=epochs)
+    if not isinstance(model, SparseModel) or not isinstance(guide, GroupGuide):
+        raise ValueError(
+            "expected a model and a guide of pyro_sparse (or of classes made from SparseModel and "
+            f"GroupGuide), got {type(model).__name__} and {type(guide).__name__}; others are "
+            "trained by pyro.infer.SVI"
+        )
     if retries < 0:
         raise ValueError(f"expected at least 0 retries, got {retries}")
     recipe = Recipe(
