@@ -61,7 +61,7 @@ def test_state_resumes_the_order() -> None:
     ("x", "y", "size", "drop_last", "message"),
     [
         (X, Y[:9], 4, False, r"x has shape \(10, 2\) and y has shape \(9,\)"),
-        (X, Y, 0, False, "batch_size of at least 1, got 0"),
+        (X, Y, 0, False, "batch_size to be a whole number of at least 1, got 0"),
         (X, Y, 11, True, "10 rows, batch_size=11, drop_last=True. Use a smaller batch_size"),
         (X[:0], Y[:0], 4, False, "0 rows, .* Check the data"),
     ],

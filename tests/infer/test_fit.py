@@ -362,8 +362,8 @@ class TestRefusedBeforeTraining:
         self.refused(f"expected a positive {name}, got", **{name: value})
 
     def test_counts(self):
-        self.refused("at least one epoch, got 0", epochs=0)
-        self.refused("at least one particle, got 0", num_particles=0)
+        self.refused("epochs to be a whole number of at least 1, got 0", epochs=0)
+        self.refused("num_particles to be a whole number of at least 1, got 0", num_particles=0)
 
     def test_a_folder_that_holds_a_run(self, tmp_path):
         train(*problem(), out=tmp_path, epochs=1)

@@ -8,7 +8,6 @@ from pyro.infer import SVI, JitTraceMeanField_ELBO, TraceMeanField_ELBO
 from pyro_sparse import guides, models
 from pyro_sparse.nets import mlp
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
