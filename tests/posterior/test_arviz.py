@@ -161,7 +161,7 @@ def test_prior_draws_leave_the_posteriors_as_they_are():
 
 def test_wrong_arguments():
     posterior, x = posterior_of()
-    with pytest.raises(ValueError, match="at least one draw"):
+    with pytest.raises(ValueError, match="num_samples to be a whole number"):
         posterior.to_arviz(x, num_samples=0)
     with pytest.raises(ValueError, match="expected the inputs x"):
         posterior.to_arviz(y=torch.zeros(3))

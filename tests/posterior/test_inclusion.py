@@ -159,7 +159,7 @@ def test_probability_of_a_path_is_that_of_its_links():
     expected = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64) * through
     # Five standard errors.
     assert (found - expected).abs().max() < 5 * 0.025
-    with pytest.raises(ValueError, match="at least one draw"):
+    with pytest.raises(ValueError, match="num_samples to be a whole number"):
         input_probability(posterior, 0)
 
 

@@ -356,7 +356,7 @@ def test_scores_of_two_classes_with_one_output():
 
 @pytest.mark.parametrize("num_samples", [0, -1])
 def test_no_draws(num_samples):
-    with pytest.raises(ValueError, match="at least one draw"):
+    with pytest.raises(ValueError, match="num_samples to be a whole number"):
         small().predict(torch.randn(7, 3), num_samples)
 
 

@@ -233,9 +233,10 @@ def test_compare_of_a_model_that_selects_nothing(digits, tmp_path):
         compare(settings[:1], digits, tmp_path, **plain)
 
 
-def test_compare_where_no_model_can_be_pruned(digits, tmp_path):
-    with pytest.raises(PruningError, match="no model could be pruned"):
-        compare([nothing_kept()], digits, tmp_path, progress=False)
+def test_nothing_selected_is_a_result(digits, tmp_path):
+    (run,) = compare([nothing_kept()], digits, tmp_path, progress=False).runs
+    assert run["said"].startswith("Nothing is selected: layer 'fc1' keeps no unit")
+    assert run["kept"] == {"fc1": 0}
 
 
 # -- a model of one's own --------------------------------------------------------------------------
