@@ -25,8 +25,9 @@ KEYS = {
     *("params_dense", "params_compact", "macs_dense", "macs_compact"),
     *("units", "kept", "undecided"),
     *("train_seconds", "seconds_per_epoch", "max_abs_diff_masked_compact"),
+    *("task", "target", "classes", "rows", "taken", "notes", "cautions"),
 }
-"""What DESIGN.md promises of every summary.json."""
+"""What every summary.json has."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_regression(diabetes, tmp_path):
     settings = settings_for("ss-gl", "diabetes", prune_inputs=True, **TINY)
     out = tmp_path / "run"
     summary = experiment.run(settings, out, dataset=diabetes, progress=False, figures=False)
-    assert set(summary) == KEYS | {
+    assert set(summary) == KEYS | {"inputs", "objective"} | {
         f"{score}_{of}{end}" for score in ("rmse", "nll") for of in SCORED for end in ("", "_error")
     }
     assert summary["units"] == {"input": 10, "fc1": 8}
