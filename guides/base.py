@@ -408,7 +408,8 @@ base.SparseModel.asks_for_probabilities`), ``"straight-through"`` elsewhere.
         now = min(self._kl_weights[0], weight), weight
         if now != self._kl_weights:
             self._kl_weights = now
-            self.inclusion_kl_weights.copy_(self.inclusion_kl_weights.new_tensor(now))
+            # Past the counter of versions: no step reads it, and a recorded one goes on.
+            self.inclusion_kl_weights.data.copy_(self.inclusion_kl_weights.new_tensor(now))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

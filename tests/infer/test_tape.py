@@ -542,3 +542,27 @@ class TestFit:
             train("a", on_epoch=kill)
         resumed, whole = train("a", resume=True), train("b", tape=False)
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_ramp_of_the_kl_is_recorded_once(monkeypatch):
+    """What is noted of a step between steps must not make the next one be recorded anew."""
+    from pyro_sparse import data, guides, infer, models, nets
+    from pyro_sparse.infer import tape
+
+    recordings = []
+    record = tape.Tape.record.__func__
+
+    def counted(cls, *arguments):
+        recordings.append(1)
+        return record(cls, *arguments)
+
+    monkeypatch.setattr(tape.Tape, "record", classmethod(counted))
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 4), torch.arange(60) % 2
+    model = models.SpikeSlabGaussian(nets.mlp([4, 5, 2]), x[:2], num_data=60)
+    guide = guides.for_model(model)
+    ramp = infer.schedules.ramp(0.2, 0.1, 0.8)
+    infer.fit(
+        model, guide, data.Batches(x, y, 20), epochs=8, kl_weight=ramp, progress=False, seed=0
+    )
+    assert len(recordings) == 1
