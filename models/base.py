@@ -70,15 +70,16 @@ def _template(net: nn.Module) -> nn.Module:
 def _with_buffers(net: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """``net`` with these tensors in place of buffers of these names."""
     with ALONE:
-        places = [(net.get_submodule(name.rpartition(".")[0]), name) for name in values]
-        before = [module._buffers[name.rpartition(".")[2]] for module, name in places]
+        split = [name.rpartition(".") for name in values]
+        places = [(net.get_submodule(path)._buffers, name) for path, _, name in split]
+        before = [owner[name] for owner, name in places]
         try:
-            for module, name in places:
-                module._buffers[name.rpartition(".")[2]] = values[name]
+            for (owner, name), value in zip(places, values.values(), strict=True):
+                owner[name] = value
             yield
         finally:
-            for (module, name), value in zip(places, before, strict=True):
-                module._buffers[name.rpartition(".")[2]] = value
+            for (owner, name), buffer in zip(places, before, strict=True):
+                owner[name] = buffer
 
 
 def _learnt(name: str, value: float | str) -> bool:
@@ -386,7 +387,7 @@ class SparseModel(LocalPyroModule):
         if gate is not None:
             factor = gate
             inputs = inputs.map(lambda value: self.graph.gate_inputs(value, factor))
-        if torch.jit.is_tracing():  # which functional_call refuses
+        if torch._C._is_tracing():  # which functional_call refuses
             with _with_buffers(self.net, parameters):
                 outputs = inputs.call(self.net)
         else:
