@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_sparse.distributions import TruncatedLogNormal
 from pyro_sparse.models import LogNormalNoise as Model
+from pyro_sparse.ranges import finite
 
 from .base import key
 from .deterministic import Deterministic
@@ -65,12 +65,7 @@ class LogNormalNoise(Deterministic):
     ) -> None:
         super().__init__(model)
         check_draws(noise_draws=noise_draws)
-        for name, value in (
-            ("initial_loc", initial_loc),
-            ("initial_log_scale", initial_log_scale),
-        ):
-            if not math.isfinite(value):
-                raise ValueError(f"expected a finite {name}, got {value}")
+        finite(initial_loc=initial_loc, initial_log_scale=initial_log_scale)
         self.noise_draws = noise_draws
         self.noises: Any = nn.ModuleDict()  # Noise by group
         self._gate_rows = model.graph.gate_rows

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["positive", "whole"]
+__all__ = ["finite", "positive", "whole"]
+
+
+def finite(**values: Any) -> None:
+    """Raise ``ValueError`` unless every named value is a finite number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite {name}, got {value}")
 
 
 def positive(**values: Any) -> None:

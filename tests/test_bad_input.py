@@ -167,6 +167,20 @@ LOAD = {
 KEEP = {group: torch.ones(4, dtype=torch.bool) for group in ("fc1",)}
 RULES = ps.posterior
 
+MAGNITUDE = RULES.importance.magnitude
+OF_RULES = {
+    ("MedianProbability", "threshold", RULES.MedianProbability): (NAN, -0.1, 1.5, "half", None),
+    ("FalseDiscovery", "level", RULES.FalseDiscovery): (NAN, -0.1, 1.5, "half", None),
+    ("MACBudget", "macs", RULES.MACBudget): (NAN, -3.0, "many", None),
+    ("TopK", "k", partial(RULES.TopK, MAGNITUDE)): (
+        *(NAN, -3, "many", None, 1.5),
+        *({"fc7": 2}, {"fc1": -1}),
+    ),
+    ("LogAlpha", "threshold", RULES.LogAlpha): (NAN, "large", None),
+    ("SignalToNoise", "threshold", RULES.SignalToNoise): (NAN, "large", None),
+    ("Threshold", "threshold", partial(RULES.Threshold, MAGNITUDE)): (NAN, "large", None),
+}
+
 
 def rows():
     """(name, call) of every row."""
@@ -245,47 +259,9 @@ def rows():
         yield "compact", "align", value, lambda v=value: ps.compact(posterior(), align=v)
     for value in (3, None, net(), model()):
         yield "compact", "posterior", value, lambda v=value: ps.compact(v)
-    for value in (NAN, -0.1, 1.5, "half", None):
-        yield (
-            "MedianProbability",
-            "threshold",
-            value,
-            lambda v=value: posterior_of("keep", RULES.MedianProbability(v)),
-        )
-        yield (
-            "FalseDiscovery",
-            "level",
-            value,
-            lambda v=value: posterior_of("keep", RULES.FalseDiscovery(v)),
-        )
-    for value in (NAN, -3.0, "many", None):
-        yield "MACBudget", "macs", value, lambda v=value: posterior_of("keep", RULES.MACBudget(v))
-    for value in (NAN, -3, "many", None, {"fc7": 2}, {"fc1": -1}, 1.5):
-        yield (
-            "TopK",
-            "k",
-            value,
-            lambda v=value: posterior_of("keep", RULES.TopK(RULES.importance.magnitude, v)),
-        )
-    for value in (NAN, "large", None):
-        yield (
-            "LogAlpha",
-            "threshold",
-            value,
-            lambda v=value: posterior_of("keep", RULES.LogAlpha(v)),
-        )
-        yield (
-            "SignalToNoise",
-            "threshold",
-            value,
-            lambda v=value: posterior_of("keep", RULES.SignalToNoise(v)),
-        )
-        yield (
-            "Threshold",
-            "threshold",
-            value,
-            lambda v=value: posterior_of("keep", RULES.Threshold(RULES.importance.magnitude, v)),
-        )
+    for (name, argument, rule), values in OF_RULES.items():
+        for value in values:
+            yield name, argument, value, lambda r=rule, v=value: posterior_of("keep", r(v))
     for value in (-0.5, 1.5, NAN, "low"):
         yield (
             "select_inputs",

@@ -128,8 +128,7 @@ class Recipe:
         kinds = {kind: chosen for kind, chosen in guide.parameters_by_kind().items() if chosen}
         self.optimizer = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
         self.clip_norm = clip_norm
-        self._kinds = list(kinds)
-        self._how = [how[kind] for kind in kinds]
+        self._how = {kind: how[kind] for kind in kinds}
         self._guide = guide if isinstance(guide, SpikeSlabGuide) else None
         self._kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
 
@@ -138,7 +137,7 @@ class Recipe:
         at = [place / 8 for place in range(9)]
         described: dict[str, Any] = {
             f"rate {number}": [rate * schedule(place) for place in at]
-            for number, (rate, schedule) in enumerate(self._how)
+            for number, (rate, schedule) in enumerate(self._how.values())
         }
         described["kl_weight"] = [self._kl_weight(place) for place in at]
         described["clip_norm"] = self.clip_norm
@@ -154,8 +153,8 @@ class Recipe:
             factor: on all learning rates.
         """
         elbo.kl_weight = self._kl_weight(progress)
-        groups = zip(self.optimizer.param_groups, self._how, strict=True)
-        for kind, (group, (rate, schedule)) in zip(self._kinds, groups, strict=True):
+        groups = zip(self.optimizer.param_groups, self._how.items(), strict=True)
+        for group, (kind, (rate, schedule)) in groups:
             share = schedule(progress)
             group["lr"] = factor * rate * share
             if kind == "inclusion" and self._guide is not None and share > 0.01:

@@ -557,6 +557,27 @@ def compare(
     click.echo(f"\nrun folders, tables and report.html: {out}")
 
 
+# What several commands take.
+_trust = click.option(
+    "--trust",
+    is_flag=True,
+    help="The run names a network or guide package.module:factory: import it and call it.",
+)
+_data_root = click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="PYRO_SPARSE_DATA",
+    help="As for fit.",
+)
+_checkpoint = click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Of the last epoch, or of the one with the best evidence lower bound on validation data.",
+)
+
+
 @main.command()
 @click.argument(
     "runs",
@@ -584,24 +605,9 @@ def compare(
     metavar="NAME",
     help="Another data set with inputs of the same shape: how well uncertainty tells them apart.",
 )
-@click.option(
-    "--checkpoint",
-    type=click.Choice(["last", "best"]),
-    default="last",
-    show_default=True,
-    help="Of the last epoch, or of the one with the best evidence lower bound on validation data.",
-)
-@click.option(
-    "--data-root",
-    type=click.Path(file_okay=False, path_type=Path),
-    envvar="PYRO_SPARSE_DATA",
-    help="As for fit.",
-)
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="The run names a network or guide package.module:factory: import it and call it.",
-)
+@_checkpoint
+@_data_root
+@_trust
 def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> None:
     """Say what the posterior of a run folder knows, and how far to believe it.
 
@@ -674,24 +680,14 @@ def analyse(runs: tuple[Path, ...], data_root: Path | None, **options: Any) -> N
     show_default=True,
     help="Measure latency for the model card, a few seconds.",
 )
-@click.option(
-    "--checkpoint",
-    type=click.Choice(["last", "best"]),
-    default="last",
-    show_default=True,
-    help="Of the last epoch, or of the one with the best evidence lower bound on validation data.",
-)
+@_checkpoint
 @click.option(
     "--data-root",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="PYRO_SPARSE_DATA",
     help="As for fit; the run's data set tells the input's shape and scaling.",
 )
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="The run names a network or guide package.module:factory: import it and call it.",
-)
+@_trust
 def export(run: Path, out: Path, data_root: Path | None, measure: bool, **options: Any) -> None:
     """Prune the network of a run folder and write it as a plain torch network.
 
@@ -736,17 +732,8 @@ def export(run: Path, out: Path, data_root: Path | None, measure: bool, **option
     type=click.IntRange(1),
     help="Of a run's posterior; an exported folder has its own.",
 )
-@click.option(
-    "--data-root",
-    type=click.Path(file_okay=False, path_type=Path),
-    envvar="PYRO_SPARSE_DATA",
-    help="As for fit.",
-)
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="The run names a network or guide package.module:factory: import it and call it.",
-)
+@_data_root
+@_trust
 def predict(
     folder: Path, rows: Path, out: Path | None, data_root: Path | None, **options: Any
 ) -> None:
@@ -802,11 +789,7 @@ def _numbers(value: str) -> tuple[int, ...]:
     envvar="PYRO_SPARSE_DATA",
     help="As for fit; a run needs its data set, an exported folder does not.",
 )
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="The run names a network or guide package.module:factory: import it and call it.",
-)
+@_trust
 def bench(folder: Path, data_root: Path | None, **options: Any) -> None:
     """Time the compact network beside the dense one, in torch and in ONNX Runtime.
 

@@ -83,13 +83,13 @@ def write_export(
     keep = run_keep(settings, posterior, dataset, rule)
     if rule is not None:
         posterior.refresh_statistics(keep)
-    if isinstance(pruned_network(posterior, keep, dataset.test.x), Constant):
+    small = pruned_network(posterior, keep, dataset.test.x)
+    if isinstance(small, Constant):
         raise ValueError(
             f"{folder}: nothing is selected (a layer or the input would keep none of its units); "
             "the network is a constant and there is nothing to export; take another --rule, or "
             "train again with a larger prior inclusion probability"
         )
-    small = compact(posterior, keep)
     scale = dataset.target_scale
     test = dataset.test
     done: dict[str, Any] = {
