@@ -294,7 +294,7 @@ def test_dropout_is_off_and_comes_back(training):
     assert all(module.training == training for module in model.net.modules())
     # ... also when something goes wrong.
     with pytest.raises(RuntimeError):
-        posterior.masked(torch.randn(7, 4))
+        posterior.masked(torch.zeros(7, 3, dtype=torch.int64))
     assert all(module.training == training for module in model.net.modules())
 
 
