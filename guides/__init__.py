@@ -26,6 +26,7 @@ from .deterministic import Deterministic
 from .families import LogNormalFamily
 from .group_horseshoe import GroupHorseshoe
 from .group_normal_jeffreys import GroupNormalJeffreys
+from .hand_written import HandWritten
 from .log_normal_noise import LogNormalNoise
 from .offer import Offer
 from .reducible_gaussian import ReducibleGaussian
@@ -40,6 +41,7 @@ __all__ = [
     "GroupGuide",
     "GroupHorseshoe",
     "GroupNormalJeffreys",
+    "HandWritten",
     "LogNormalFamily",
     "LogNormalNoise",
     "Offer",
@@ -50,6 +52,7 @@ __all__ = [
     "SpikeSlabGroupLasso",
     "SpikeSlabGuide",
     "TurboMarkov",
+    "as_guide",
     "for_model",
 ]
 
@@ -81,3 +84,26 @@ for _guide in (
     GroupHorseshoe,
 ):
     for_model.register(getattr(models, _guide.__name__), _guide)
+
+
+def as_guide(model: Any, guide: Any) -> GroupGuide:
+    """A guide of this package as it is; any other Pyro callable as a `HandWritten` one.
+
+    Args:
+        model: of a network.
+        guide: of it.
+
+    Raises:
+        ValueError: the model is none of a network, or the guide cannot be one of it.
+    """
+    if not isinstance(model, models.SparseModel):
+        raise ValueError(
+            f"expected a model of a network (pyro_sparse.models), got {type(model).__name__}; a "
+            "hand-written Pyro model is trained by pyro_sparse.infer.SVI and asked by "
+            "pyro_sparse.posterior.SitePosterior"
+        )
+    if isinstance(guide, GroupGuide):
+        return guide
+    if not callable(guide) or isinstance(guide, type):
+        raise ValueError(f"expected a guide, a Pyro callable, got {guide!r}")
+    return HandWritten(model, guide)

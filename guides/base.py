@@ -199,6 +199,31 @@ class GroupGuide(LocalPyroModule):
                 kinds["weights"].append(parameter)
         return kinds
 
+    def keep_kl_weights(self) -> None:
+        """Have `note_kl_weight` keep the smallest and the last weight at which logits moved.
+
+        For guides with inclusions: summaries say what their probabilities belong to.
+        """
+        self.register_buffer("inclusion_kl_weights", torch.full((2,), math.nan))
+        self._kl_weights: tuple[float, float] | None = None
+
+    def note_kl_weight(self, weight: float) -> None:
+        """The inclusion logits move at this weight of the KL."""
+        if "inclusion_kl_weights" not in self._buffers:
+            return
+        if self._kl_weights is None:
+            lowest, last = self.inclusion_kl_weights.tolist()
+            self._kl_weights = (math.inf, last) if math.isnan(lowest) else (lowest, last)
+        now = min(self._kl_weights[0], weight), weight
+        if now != self._kl_weights:
+            self._kl_weights = now
+            # Past the counter of versions: no step reads it, and a recorded one goes on.
+            self.inclusion_kl_weights.data.copy_(self.inclusion_kl_weights.new_tensor(now))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._kl_weights = None
+
     # -- what the posterior reads ----------------------------------------------------------------
 
     def inclusion_logits(self) -> dict[str, Tensor]:
@@ -394,26 +419,9 @@ base.SparseModel.asks_for_probabilities`), ``"straight-through"`` elsewhere.
             self.input_gate = InclusionGate(template, initial_inclusion, inclusion, temperature)
             for name, columns in model.input_columns().items():
                 self.register_buffer(_columns_key(name), columns.to(template.device), False)
-        # The smallest and the last weight of the KL at which logits moved; part of checkpoints.
-        self.register_buffer("inclusion_kl_weights", torch.full((2,), math.nan))
-        self._kl_weights: tuple[float, float] | None = None
+        self.keep_kl_weights()
         # Not a module of this one: the priors of columns are its, whatever becomes of them.
         self._column_prior = model.column_prior
-
-    def note_kl_weight(self, weight: float) -> None:
-        """The inclusion logits move at this weight of the KL."""
-        if self._kl_weights is None:
-            lowest, last = self.inclusion_kl_weights.tolist()
-            self._kl_weights = (math.inf, last) if math.isnan(lowest) else (lowest, last)
-        now = min(self._kl_weights[0], weight), weight
-        if now != self._kl_weights:
-            self._kl_weights = now
-            # Past the counter of versions: no step reads it, and a recorded one goes on.
-            self.inclusion_kl_weights.data.copy_(self.inclusion_kl_weights.new_tensor(now))
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._kl_weights = None
 
     def sample_gate(self) -> Tensor | None:
         """``input.gate``, where there is one; it comes first, since rows are given it."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
+import pyro.poutine as poutine
+import torch
 from pyro.nn import PyroModule
 from pyro.nn.module import _is_module_local_param_enabled
+from pyro.poutine.messenger import Messenger
+from torch import nn
+from torch.distributions import constraints, transform_to
 
 from pyro_sparse.threads import ALONE
 
-__all__ = ["LocalPyroModule", "own_parameters"]
+__all__ = ["LocalPyroModule", "StoredParameters", "own_parameters"]
 
 
 class LocalPyroModule(PyroModule):
@@ -49,3 +55,77 @@ def own_parameters(*functions: Callable[..., Any]) -> Iterator[None]:
     )
     with ALONE, pyro.settings.context(module_local_params=True) if local else nullcontext():
         yield
+
+
+class StoredParameters(nn.Module):
+    """A Pyro callable with the parameters that it has in Pyro's store as parameters of this module.
+
+    They are the store's own tensors, unconstrained: what trains one of them trains the other, and
+    what is saved with the module is what ``pyro.param`` gives. Those of an ``nn.Module`` are its
+    own.
+
+    Args:
+        function: a Pyro callable: a function, an ``nn.Module`` or one of Pyro's.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        # Below this module where it is one; a function is a plain attribute.
+        self.function = function
+        self._local = isinstance(function, PyroModule) and hasattr(
+            function._pyro_context, "param_state"
+        )
+        self.stored = nn.Module()
+        self._values: dict[str, torch.Tensor | None] = {}  # None for a module's own
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # A local module has the store out of the way; its tensors are here.
+        with _Stored(self), pyro.settings.context(module_local_params=self._local):
+            return self.function(*args, **kwargs)
+
+    def collect(self, *args: Any, **kwargs: Any) -> Any:
+        """Run once, without leaving a mark on random states, and note the parameters it reads.
+
+        Returns:
+            The trace.
+        """
+        with (
+            torch.random.fork_rng([]),
+            torch.no_grad(),
+            pyro.settings.context(module_local_params=self._local),
+        ):
+            trace = poutine.trace(self.function).get_trace(*args, **kwargs)
+        known = {id(value) for value in self.parameters()}
+        for name, site in trace.nodes.items():
+            if site["type"] != "param" or site["value"] is None:
+                continue
+            value = site["value"].unconstrained()
+            if id(value) in known:
+                self._values.setdefault(name, None)
+                continue
+            value._is_param = True  # by which torch knows a parameter that is no nn.Parameter
+            self.stored.register_parameter(name.replace(".", "/"), value)
+            self._values[name] = value
+        return trace
+
+
+class _Stored(Messenger):
+    """Handler under which ``pyro.param`` statements have what is collected in a module."""
+
+    def __init__(self, module: StoredParameters) -> None:
+        super().__init__()
+        self._module = module
+
+    def _pyro_param(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self._module._values:
+            raise ValueError(
+                f"the parameter {name!r} was not there when the function ran first; expected the "
+                "same pyro.param statements in every run"
+            )
+        value = self._module._values[name]
+        if value is None:
+            return
+        constrained: Any = transform_to(msg["kwargs"].get("constraint", constraints.real))(value)
+        constrained.unconstrained = weakref.ref(value)
+        msg["value"], msg["done"] = constrained, True

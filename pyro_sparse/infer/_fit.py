@@ -22,7 +22,7 @@ from rich.progress import (
 from torch import Tensor
 
 from pyro_sparse.data import Batches, check
-from pyro_sparse.guides import GroupGuide
+from pyro_sparse.guides import GroupGuide, as_guide
 from pyro_sparse.models import SparseModel
 from pyro_sparse.ranges import whole
 
@@ -100,7 +100,7 @@ class BatchCheck:
 
 def fit(
     model: SparseModel,
-    guide: GroupGuide,
+    guide: GroupGuide | Callable[..., Any],
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     epochs: int = 60,
@@ -128,7 +128,8 @@ def fit(
 
     Args:
         model: see :mod:`pyro_sparse.models`.
-        guide: see :mod:`pyro_sparse.guides`; trained in place.
+        guide: see :mod:`pyro_sparse.guides`; or a Pyro callable of your own, see
+            :class:`~pyro_sparse.guides.HandWritten`. Trained in place.
         loader: gives ``(x, y)`` batches, an epoch each time it is iterated;
             :class:`pyro_sparse.data.Batches` or a ``DataLoader``.
         epochs: passes over the data.
@@ -194,12 +195,7 @@ def fit(
             saved. A second one stops at once.
     """
     whole(epochs=epochs)
-    if not isinstance(model, SparseModel) or not isinstance(guide, GroupGuide):
-        raise ValueError(
-            "expected a model and a guide of pyro_sparse (or of classes made from SparseModel and "
-            f"GroupGuide), got {type(model).__name__} and {type(guide).__name__}; others are "
-            "trained by pyro.infer.SVI"
-        )
+    guide = as_guide(model, guide)
     if retries < 0:
         raise ValueError(f"expected at least 0 retries, got {retries}")
     recipe = Recipe(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sparse.guides import GroupGuide, SpikeSlabGuide
+from pyro_sparse.guides import GroupGuide
 from pyro_sparse.models import SparseModel
 
 from .elbo import ELBO
@@ -129,7 +129,7 @@ class Recipe:
         self.optimizer = optimizer([{"params": kinds[kind], "lr": how[kind][0]} for kind in kinds])
         self.clip_norm = clip_norm
         self._how = {kind: how[kind] for kind in kinds}
-        self._guide = guide if isinstance(guide, SpikeSlabGuide) else None
+        self._guide = guide
         self._kl_weight = kl_weight or ramp(cheap(model.num_data), hold=0.2, change=0.4)
 
     def described(self) -> dict[str, Any]:
@@ -157,5 +157,5 @@ class Recipe:
         for group, (kind, (rate, schedule)) in groups:
             share = schedule(progress)
             group["lr"] = factor * rate * share
-            if kind == "inclusion" and self._guide is not None and share > 0.01:
+            if kind == "inclusion" and share > 0.01:
                 self._guide.note_kl_weight(elbo.kl_weight)

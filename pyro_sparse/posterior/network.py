@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_sparse import nets
 from pyro_sparse.graph import Group, evaluating
-from pyro_sparse.guides import GroupGuide
+from pyro_sparse.guides import GroupGuide, as_guide
 from pyro_sparse.models import SparseModel
 from pyro_sparse.precision import full_precision
 from pyro_sparse.ranges import whole
@@ -85,7 +85,8 @@ class FittedNetwork(Fitted):
 
     Args:
         model: the model.
-        guide: its guide, after training.
+        guide: its guide, after training; one of your own too, see
+            :class:`~pyro_sparse.guides.HandWritten`.
         inputs: those of the training data, for networks with batch normalisation: every draw is
             normalised by the statistics that it has on them (on `STATISTICS` of them, chosen at
             random), and so is the network of `refresh_statistics`. Without them there are only the
@@ -96,13 +97,13 @@ class FittedNetwork(Fitted):
     model: SparseModel
     guide: GroupGuide
 
-    def __init__(self, model: SparseModel, guide: GroupGuide, inputs: Tensor | None = None) -> None:
-        if not isinstance(model, SparseModel) or not isinstance(guide, GroupGuide):
-            raise ValueError(
-                "expected a model of pyro_sparse.models and its guide, got "
-                f"{type(model).__name__} and {type(guide).__name__}"
-            )
-        super().__init__(model, guide)
+    def __init__(
+        self,
+        model: SparseModel,
+        guide: GroupGuide | Callable[..., Any],
+        inputs: Tensor | None = None,
+    ) -> None:
+        super().__init__(model, as_guide(model, guide))
         self._normalising: tuple[Tensor, ...] = ()
         if inputs is not None and nets.normalisations(model.net):
             # In random order: data sets are often sorted by class.

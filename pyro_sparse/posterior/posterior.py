@@ -41,7 +41,8 @@ class Posterior(FittedNetwork):
 
     Args:
         model: the model.
-        guide: its guide, after training.
+        guide: its guide, after training; one of your own too, see
+            :class:`~pyro_sparse.guides.HandWritten`.
         inputs: those of the training data, for networks with batch normalisation: every draw is
             normalised by the statistics that it has on them (on `STATISTICS` of them, chosen at
             random), and so is the network of `refresh_statistics`. Without them there are only the

@@ -44,7 +44,7 @@ class Objective:
 
     def __str__(self) -> str:
         if math.isnan(self.kl_weight):
-            text = "inclusion probabilities: objective not known (not trained by fit)"
+            text = "inclusion probabilities: the weight of the KL in training is not known"
         elif self.settled:
             text = "inclusion probabilities: of the evidence lower bound"
         elif self.kl_weight == 1:
