@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from .export.shipping import compact
     from .infer._fit import fit
-    from .posterior import Posterior, fit_seeds
+    from .posterior import Posterior, compare_guides, fit_seeds
     from .runs import zoo
     from .runs.comparison import compare
 
@@ -49,6 +49,7 @@ __all__ = [
     "Posterior",
     "compact",
     "compare",
+    "compare_guides",
     "data",
     "distributions",
     "export",
@@ -69,6 +70,7 @@ _HOME = {
     "Posterior": "posterior",
     "compact": "export",
     "compare": "runs.comparison",
+    "compare_guides": "posterior",
     "fit": "infer",
     "fit_seeds": "posterior",
 }

@@ -18,7 +18,7 @@ from torch.distributions import constraints, transform_to
 
 from pyro_sparse.threads import ALONE
 
-__all__ = ["LocalPyroModule", "StoredParameters", "own_parameters"]
+__all__ = ["LocalPyroModule", "StoredParameters", "adopt", "own_parameters", "unconstrained"]
 
 
 class LocalPyroModule(PyroModule):
@@ -72,6 +72,7 @@ class StoredParameters(nn.Module):
         super().__init__()
         # Below this module where it is one; a function is a plain attribute.
         self.function = function
+        self._of_pyro = isinstance(function, PyroModule)
         self._local = isinstance(function, PyroModule) and hasattr(
             function._pyro_context, "param_state"
         )
@@ -79,8 +80,10 @@ class StoredParameters(nn.Module):
         self._values: dict[str, torch.Tensor | None] = {}  # None for a module's own
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # A local module has the store out of the way; its tensors are here.
-        with _Stored(self), pyro.settings.context(module_local_params=self._local):
+        # A local module has the store out of the way; its tensors are here. Pyro's modules have
+        # their own, and would leave copies of their names in the store.
+        store = pyro.get_param_store().scope() if self._of_pyro else nullcontext()
+        with store, _Stored(self), pyro.settings.context(module_local_params=self._local):
             return self.function(*args, **kwargs)
 
     def collect(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,14 +102,25 @@ class StoredParameters(nn.Module):
         for name, site in trace.nodes.items():
             if site["type"] != "param" or site["value"] is None:
                 continue
-            value = site["value"].unconstrained()
+            value = unconstrained(site["value"])
             if id(value) in known:
                 self._values.setdefault(name, None)
                 continue
-            value._is_param = True  # by which torch knows a parameter that is no nn.Parameter
-            self.stored.register_parameter(name.replace(".", "/"), value)
+            adopt(self.stored, name, value)
             self._values[name] = value
         return trace
+
+
+def unconstrained(value: Any) -> torch.Tensor:
+    """The leaf that moves, of what a ``pyro.param`` statement gave."""
+    leaf: torch.Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
+    return leaf
+
+
+def adopt(module: nn.Module, name: str, value: Any) -> None:
+    """Make a tensor of Pyro's parameter store a parameter of a module; it stays the store's own."""
+    value._is_param = True  # by which torch knows a parameter that is no nn.Parameter
+    module.register_parameter(name.replace(".", "/"), value)
 
 
 class _Stored(Messenger):

@@ -14,11 +14,13 @@ from .processes import launch, make_fabric, on_first
 from .recipe import OPTIMIZERS
 from .regression import Enumeration, SupportDraws, enumerate_supports, gibbs
 from .stopping import Interrupted
+from .svi import SVI
 from .training import Run
 
 __all__ = [
     "ELBO",
     "OPTIMIZERS",
+    "SVI",
     "Divergence",
     "Enumeration",
     "GradientVariance",

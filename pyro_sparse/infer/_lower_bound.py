@@ -71,7 +71,11 @@ def without_evidence(
             continue
         prior, law = _base(site["fn"]), _base(q.nodes[name]["fn"])
         if isinstance(law, Delta) and not isinstance(prior, Delta):
-            return f"{name} is a point estimate"
+            # What is mapped from an auxiliary draw, as in Pyro's autoguides, differs in the next.
+            with torch.no_grad(), torch.random.fork_rng([]), own_parameters(model, guide):
+                again = poutine.trace(guide).get_trace(*args, **kwargs).nodes[name]
+            if torch.equal(q.nodes[name]["value"], again["value"]):
+                return f"{name} is a point estimate"
         if isinstance(prior, NormalJeffreys | ImproperUniform):
             return f"the prior of {name} is improper"
     return None

@@ -2,6 +2,7 @@
 
 from . import arviz, diagnostics, importance, metrics, precision, pruning, reduction, selection
 from .calibration import PredictiveCalibration
+from .comparison import GuideComparison, compare_guides
 from .contraction import (
     Contraction,
     Curve,
@@ -50,6 +51,7 @@ from .selection import (
     Threshold,
     TopK,
 )
+from .sites import SiteContraction, SitePosterior
 from .summary import Summary
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "FalseDiscovery",
     "Fitted",
     "FittedNetwork",
+    "GuideComparison",
     "InputSelection",
     "InputSets",
     "KHat",
@@ -78,12 +81,15 @@ __all__ = [
     "SeedEnsemble",
     "SelectionRule",
     "SignalToNoise",
+    "SiteContraction",
+    "SitePosterior",
     "Summary",
     "Threshold",
     "TopK",
     "accuracy",
     "arviz",
     "calibration_error",
+    "compare_guides",
     "contraction_curve",
     "diagnostics",
     "false_discovery_rate",

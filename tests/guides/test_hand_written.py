@@ -228,5 +228,5 @@ def test_a_site_without_a_mean(model):
             )
             pyro.sample(f"{group.name}.rows", law.to_event(2))
 
-    with pytest.raises(ValueError, match="mean of the guide's site 'fc1.rows'"):
+    with pytest.raises(ValueError, match=r"mean of the guide's site 'fc1\.rows'"):
         ps.Posterior(model, guide).masked(X)
