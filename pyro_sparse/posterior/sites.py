@@ -163,7 +163,7 @@ class SitePosterior(Fitted):
     def summary(self, num_samples: int = 500) -> Any:
         """A DataFrame with a line a number of each latent site: mean, deviation, 95 % interval.
 
-        Sites with inclusions have their probability beside these.
+        Where there are sites with inclusions, their probability is beside these.
 
         Args:
             num_samples: draws.
@@ -185,7 +185,8 @@ class SitePosterior(Fitted):
                     "high": float(high[index]),
                     "inclusion": None if known is None else float(known[index[: known.dim()]]),
                 }
-        return pd.DataFrame.from_dict(lines, orient="index")
+        frame = pd.DataFrame.from_dict(lines, orient="index")
+        return frame if inclusion else frame.drop(columns="inclusion")
 
 
 def _indices(shape: Sequence[int]) -> list[tuple[int, ...]]:
