@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
-__all__ = ["Example", "Inputs", "named_tensors"]
+__all__ = ["Example", "Inputs", "Several", "as_rows", "named_tensors"]
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, several by position, or several by name."""
@@ -29,7 +30,7 @@ class Inputs:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, net: nn.Module, example: Example | Inputs) -> Inputs:
+    def of(cls, net: nn.Module, example: Example | Inputs | Several) -> Inputs:
         """How ``net`` is called with an example.
 
         A dictionary is keyword arguments where forward has parameters of these names, and one
@@ -38,6 +39,8 @@ class Inputs:
         """
         if isinstance(example, Inputs):
             return example
+        if isinstance(example, Several):
+            example = example.value
         parameters = inspect.signature(net.forward).parameters
         kwargs: dict[str, Any] = {}
         if isinstance(example, Tensor):
@@ -56,6 +59,13 @@ class Inputs:
         if "use_cache" in parameters and "use_cache" not in kwargs and len(args) < 2:
             kwargs["use_cache"] = False
         return cls(args, kwargs)
+
+    def like(self, net: nn.Module, x: Several) -> bool:
+        """Whether ``net`` is called with ``x`` in the way that these are: places and names."""
+        given = Inputs.of(net, x)
+        return tree_structure((given.args, given.kwargs)) == tree_structure(
+            (self.args, self.kwargs)
+        )
 
     def call(self, net: Any) -> Any:
         return net(*self.args, **self.kwargs)
@@ -84,8 +94,84 @@ class Inputs:
         return self.map(lambda v: v[index] if v.ndim and len(v) == batch else v)
 
     @property
-    def shapes(self) -> str:
-        return ", ".join(str(tuple(value.shape)) for value in self.tensors)
+    def described(self) -> str:
+        """Names or places of the tensors with their shapes, for messages."""
+        parts = [f"{tuple(value.shape)}" for value in tree_leaves(self.args) if _is_tensor(value)]
+        for name, value in self.kwargs.items():
+            parts += [f"{name} {tuple(v.shape)}" for v in tree_leaves(value) if _is_tensor(v)]
+        return ", ".join(parts)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+class Several:
+    """Inputs of more than one tensor that are indexed, moved and split as one tensor would be.
+
+    Args:
+        value: a tuple or dictionary of tensors. Those with as many rows as the first one that has
+            any are rows, the others belong to all of them.
+    """
+
+    def __init__(self, value: tuple[Any, ...] | Mapping[str, Any]) -> None:
+        self.value = dict(value) if isinstance(value, Mapping) else tuple(value)
+        self.tensors = [leaf for leaf in tree_leaves(self.value) if isinstance(leaf, Tensor)]
+        if not any(tensor.ndim for tensor in self.tensors):
+            raise ValueError(
+                "expected inputs with at least one tensor (batch, ...), got "
+                + (", ".join(type(leaf).__name__ for leaf in tree_leaves(self.value)) or "none")
+            )
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Several:
+        """With every tensor changed."""
+        one = tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, self.value)
+        return Several(one)
+
+    def replaced(self, tensors: Iterable[Tensor]) -> Several:
+        """With these tensors in the places of its own."""
+        there = iter(tensors)
+        return self.map(lambda _: next(there))
+
+    def _rows(self, change: Callable[[Tensor], Tensor]) -> Several:
+        count = len(self)
+        return self.map(lambda v: change(v) if v.ndim and len(v) == count else v)
+
+    def __len__(self) -> int:
+        return next(len(tensor) for tensor in self.tensors if tensor.ndim)
+
+    def __getitem__(self, index: Any) -> Several:
+        return self._rows(lambda tensor: tensor[index])
+
+    def index_select(self, dim: int, index: Tensor) -> Several:
+        """Rows, by number; ``dim`` is 0."""
+        return self._rows(lambda tensor: tensor.index_select(dim, index))
+
+    def split(self, size: int) -> list[Several]:
+        """In parts of so many rows."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    def to(self, device: torch.device) -> Several:
+        """On a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Of all tensors, for messages."""
+        return tuple(tuple(tensor.shape) for tensor in self.tensors)
+
+
+def as_rows(x: Any) -> Any:
+    """A tensor as it is; a tuple, list or dictionary of several as one thing of rows."""
+    return Several(x) if isinstance(x, tuple | list | Mapping) else x
 
 
 def named_tensors(outputs: Any) -> dict[str, Tensor]:

@@ -30,12 +30,16 @@ class Likelihood(nn.Module):
     ``num_data / batch``, so that the ELBO is always that of the full data.
     """
 
+    one_target = False
+    """Whether a row has one number as its target; otherwise targets ``(batch, ...)`` may have any
+    shape, which is that of the distribution."""
+
     def sites(self) -> dict[str, Tensor]:
         """Sample the likelihood's own latents; ``{name: value}`` as `distribution` takes them."""
         return {}
 
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
-        """Distribution of one target per example, batch shape ``(batch,)``."""
+        """Distribution of one example's target, batch shape ``(batch,)``; any event shape."""
         raise NotImplementedError
 
     def natural(self, output: Tensor) -> Tensor:
@@ -111,6 +115,8 @@ class _Softmax(dist.Categorical):
 class Categorical(Likelihood):
     """``y | x ~ Categorical(softmax(f(x)))``; outputs ``(batch, classes)``, labels ``(batch,)``."""
 
+    one_target = True
+
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
         return _Softmax(output)
 
@@ -138,6 +144,8 @@ class Categorical(Likelihood):
 
 class Bernoulli(Likelihood):
     """``y | x ~ Bernoulli(sigmoid(f(x)))``; outputs ``(batch, 1)`` or ``(batch,)``, y 0 or 1."""
+
+    one_target = True
 
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
         return dist.Bernoulli(logits=_scalar_output(output, "Bernoulli"))
@@ -169,6 +177,8 @@ class Normal(Likelihood):
     Raises:
         ValueError: where a shape, rate or scale is not positive.
     """
+
+    one_target = True
 
     shape: Tensor
     rate: Tensor
@@ -210,6 +220,8 @@ class Normal(Likelihood):
 
 class Poisson(Likelihood):
     """``y | x ~ Poisson(exp(f(x)))``; outputs ``(batch, 1)`` or ``(batch,)``, y a count."""
+
+    one_target = True
 
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
         return dist.Poisson(_scalar_output(output, "Poisson").exp())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_sparse.inputs import Example, Several, as_rows
 from pyro_sparse.ranges import whole
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -51,7 +53,8 @@ class Batches:
     The order is a function of the generator alone, whatever the device and the global seed.
 
     Args:
-        x: features.
+        x: features; or a tuple or dictionary of tensors, for networks of several inputs, whose
+            batches are tuples or dictionaries, too.
             Shape: (N, ...).
         y: labels or targets.
             Shape: (N, ...).
@@ -70,7 +73,7 @@ class Batches:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Example,
         y: Tensor,
         batch_size: int,
         *,
@@ -80,7 +83,10 @@ class Batches:
         drop_last: bool = False,
         augment: Augmentation | None = None,
     ) -> None:
+        x = as_rows(x)
         for name, value in (("x", x), ("y", y)):
+            if isinstance(value, Several):
+                continue
             if not isinstance(value, Tensor) or not value.dim():
                 raise ValueError(
                     f"Batches: expected {name} as a tensor with a row for each example, got "
@@ -96,7 +102,8 @@ class Batches:
             raise ValueError(f"Batches: expected generator, a torch.Generator, got {generator!r}")
         if not isinstance(seed, int):
             raise ValueError(f"Batches: expected seed to be a whole number, got {seed!r}")
-        self.x, self.y = x, y
+        self.x: Any = x
+        self.y = y
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.augment = augment
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
@@ -138,7 +145,7 @@ class Batches:
         part._rank, part._ranks = rank, ranks
         return part
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         size = len(self.x)
         rows = (
             torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
@@ -147,7 +154,8 @@ class Batches:
             share = len(batch) // self._ranks
             batch = batch[self._rank * share : (self._rank + 1) * share]
             x, y = self.x.index_select(0, batch), self.y.index_select(0, batch)
-            yield (x if self.augment is None else self.augment(x, self.generator)), y
+            x = x if self.augment is None else self.augment(x, self.generator)
+            yield (x.value if isinstance(x, Several) else x), y
 
     def state_dict(self) -> dict[str, Tensor]:
         """What decides the order of the epochs to come (tensors only, so safetensors can hold it).

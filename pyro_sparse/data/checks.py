@@ -15,6 +15,7 @@ def check(
     classes: int | None,
     features: int | Sequence[int] | None = None,
     integers: bool = False,
+    one_target: bool = True,
     where: str = "data",
 ) -> None:
     """Raise unless ``x`` and ``y`` are data that a network can be trained on.
@@ -28,6 +29,7 @@ def check(
         features: shape of one row of ``x`` that the network takes (an int for a plain vector);
             None accepts any.
         integers: whether the network takes whole numbers, such as tokens.
+        one_target: whether a row has one number as its target; ``y`` is (N, ...) otherwise.
         where: named at the start of every message, such as ``"training set"`` or a file.
 
     Raises:
@@ -43,12 +45,12 @@ def check(
                 f"convert it with torch.as_tensor({name})."
             )
     shapes = f"x has shape {tuple(x.shape)}, y has shape {tuple(y.shape)}"
-    if x.dim() < 2:
+    if x.dim() < 2 and features != ():
         raise ValueError(
             f"{where}: expected x of shape (N, features...), but {shapes}; "
             "a single feature is x.unsqueeze(-1), a single row x.unsqueeze(0)."
         )
-    if y.dim() != 1:
+    if y.dim() != 1 and (one_target or not y.dim()):
         raise ValueError(
             f"{where}: expected y of shape (N,), one label or target a row, but {shapes}; "
             "use y.squeeze(-1) for a column, y.argmax(-1) for one-hot labels."

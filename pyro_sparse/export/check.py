@@ -60,7 +60,7 @@ def input_of(net: nn.Module, example: Example | Inputs | None) -> Inputs:
     if not any(value.ndim and len(value) for value in inputs.tensors):
         raise ValueError(
             "expected example to be a tensor (batch, ...) with at least one input, got "
-            f"{inputs.shapes or type(example).__name__}"
+            f"{inputs.described or type(example).__name__}"
         )
     return inputs
 
@@ -149,7 +149,7 @@ def largest_difference(
             expected = called(net, inputs)
         except Exception as error:  # whatever the network raises
             raise ValueError(
-                f"{type(net).__name__} does not run on inputs of shape {inputs.shapes}, and "
+                f"{type(net).__name__} does not run on inputs of shape {inputs.described}, and "
                 f"batches of any size are expected: {error}"
             ) from error
         try:

@@ -74,7 +74,7 @@ def export_program(net: nn.Module, example: Inputs) -> Exported:
             first = inputs.call(net)
         except Exception as error:  # whatever the network raises
             raise ValueError(
-                f"{type(net).__name__} does not run on inputs of shape {inputs.shapes}: {error}"
+                f"{type(net).__name__} does not run on inputs of shape {inputs.described}: {error}"
             ) from error
         outputs = tuple(outputs_of(first))
         if not outputs:

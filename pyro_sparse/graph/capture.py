@@ -156,7 +156,7 @@ def capture(
             except Exception as error:
                 raise ValueError(
                     f"{type(net).__name__} does not accept the example input of shape "
-                    f"{inputs.shapes}: {error}"
+                    f"{inputs.described}: {error}"
                 ) from error
             if output is not None:
                 output(outputs)

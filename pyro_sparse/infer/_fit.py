@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide, as_guide
+from pyro_sparse.inputs import Inputs, Several, as_rows
 from pyro_sparse.models import SparseModel
 from pyro_sparse.ranges import whole
 
@@ -53,25 +54,46 @@ VALIDATION_BATCH = 1000
 """Most examples of validation data that are looked at together."""
 
 
-def check_data(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
+def check_data(model: SparseModel, x: Any, y: Tensor, where: str) -> None:
     """Raise ``ValueError`` unless the model can be trained on ``x`` and ``y``."""
+    x = as_rows(x)
     _check(model, x, y, where)
     BatchCheck(model, x)(x, y, where)
 
 
-def _check(model: SparseModel, x: Tensor, y: Tensor, where: str) -> None:
-    (example, *_) = model.graph.example.tensors
-    check(
-        x,
-        y,
-        classes=None,
-        features=model.example_shape[1:],
-        integers=not example.is_floating_point(),
-        where=where,
-    )
-    own = model.output_scale.dtype
-    if x.is_floating_point() and x.dtype != own:
-        raise ValueError(f"{where}: expected x of the network's dtype, {own}, got {x.dtype}")
+def _check(model: SparseModel, x: Tensor | Several, y: Tensor, where: str) -> None:
+    example = model.graph.example
+    if isinstance(x, Several):
+        if not example.like(model.net, x):
+            raise ValueError(
+                f"{where}: expected inputs as in the model's example ({example.described}), got "
+                f"{Inputs.of(model.net, x).described}"
+            )
+    elif len(example.tensors) > 1:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{where}: expected inputs as in the model's example ({example.described}), a tuple or "
+            f"dictionary of them, got {got}"
+        )
+    own, rows = model.output_scale.dtype, example.batch
+    values = x.tensors if isinstance(x, Several) else [x]
+    for number, (value, like) in enumerate(zip(values, example.tensors, strict=True)):
+        place = f"{where}, input {number + 1}" if isinstance(x, Several) else where
+        if isinstance(x, Several) and not (like.ndim and len(like) == rows):
+            continue  # no rows: one for all examples
+        check(
+            value,
+            y,
+            classes=None,
+            features=like.shape[1:],
+            integers=not like.is_floating_point(),
+            one_target=model.likelihood.one_target,
+            where=place,
+        )
+        if value.is_floating_point() and value.dtype != own:
+            raise ValueError(
+                f"{place}: expected x of the network's dtype, {own}, got {value.dtype}"
+            )
 
 
 class BatchCheck:
@@ -82,14 +104,14 @@ class BatchCheck:
         x: a couple of examples, which reveal what the network makes of one.
     """
 
-    def __init__(self, model: SparseModel, x: Tensor) -> None:
+    def __init__(self, model: SparseModel, x: Tensor | Several) -> None:
         self.model = model
         with torch.no_grad():
             rows = model.initial_rows()
             output = model.run(x[:2].to(next(iter(rows.values())).device), rows)
         self.output = output[:1]
 
-    def __call__(self, x: Tensor, y: Tensor, where: str) -> None:
+    def __call__(self, x: Tensor | Several, y: Tensor, where: str) -> None:
         _check(self.model, x, y, where)
         output = self.output.expand(len(x), *self.output.shape[1:])
         try:
@@ -131,7 +153,8 @@ def fit(
         guide: see :mod:`pyro_sparse.guides`; or a Pyro callable of your own, see
             :class:`~pyro_sparse.guides.HandWritten`. Trained in place.
         loader: gives ``(x, y)`` batches, an epoch each time it is iterated;
-            :class:`pyro_sparse.data.Batches` or a ``DataLoader``.
+            :class:`pyro_sparse.data.Batches` or a ``DataLoader``. Of networks with several inputs x
+            is a tuple or dictionary of tensors, as the model's example.
         epochs: passes over the data.
         lr: learning rate of the weights' locations and variances.
         inclusion_lr: learning rate of the inclusion logits, 10 ``lr`` by default: they have to move
@@ -339,8 +362,8 @@ def _validation_batches(
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Checked batches of the validation data."""
     pair = tuple(validation) if isinstance(validation, tuple | list) else ()
-    if len(pair) == 2 and all(isinstance(part, Tensor) for part in pair):
-        x, y = pair
+    if len(pair) == 2 and isinstance(pair[1], Tensor):
+        x, y = as_rows(pair[0]), pair[1]
         check_data(model, x, y, "validation data")
         # Even shares: no last batch of one example, which no batch normalisation can take.
         size = math.ceil(len(x) / math.ceil(len(x) / VALIDATION_BATCH))
@@ -372,7 +395,7 @@ def _check_loader(
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
-    x, y = batch
+    x, y = as_rows(batch[0]), batch[1]
     check_data(model, x, y, f"first batch of the {what}")
     return x[:4], y[:4], len(x)
 

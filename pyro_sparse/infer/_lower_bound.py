@@ -16,6 +16,7 @@ from pyro_sparse import nets
 from pyro_sparse.distributions import NormalJeffreys
 from pyro_sparse.graph import evaluating
 from pyro_sparse.guides import GroupGuide
+from pyro_sparse.inputs import as_rows
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 
@@ -130,7 +131,7 @@ def lower_bound(
         for layer in nets.normalisations(model.net):
             layer.train()
         for x, y in loader:
-            x, y = x.to(device), y.to(device)
+            x, y = as_rows(x).to(device), y.to(device)
             made = [elbo.estimate(model, guide, x, y) for _ in range(draws)]
             terms = torch.stack([torch.stack([one.log_likelihood, one.kl]) for one in made])
             terms = len(y) * terms.double().cpu()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse.guides import GroupGuide
+from pyro_sparse.inputs import Several, as_rows
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.names import UNDECIDED
@@ -136,6 +137,7 @@ class Training:
         plain = self.precision.precision == "32-true" and fabric.world_size == 1
         tape = tape and plain and fabric.device.type == "cpu"
         self.taped = Taped(self._terms_and_gradients, objective) if tape else None
+        self._several: Several | None = None
         self.noise = NoiseOptimum(model, guide)
         self._parameters = list(guide.parameters())  # looking for them takes as long as an update
         self._weights = 1.0, model.output_scale.new_ones(())
@@ -231,6 +233,7 @@ class Training:
         if running.steps:  # what the last of them had is part of the metrics
             self._schedule(running.steps - 1)
         for x, y in self._batches(running):
+            x = as_rows(x)
             if self.check is not None:
                 self.check(x, y, f"batch {running.steps + 1} of epoch {number}")
             self._schedule(running.steps)
@@ -278,7 +281,8 @@ class Training:
         set_order(running.order, self.loader)
         batches = iter(self.loader)
         for _ in range(running.steps):
-            self.noise.see(*next(batches))
+            x, y = next(batches)
+            self.noise.see(as_rows(x), y)
         set_order(now, None)
         return batches
 
@@ -310,7 +314,8 @@ class Training:
 
     def settled(self, x: Tensor, y: Tensor) -> bool:
         """Whether a step on such a batch costs what it will cost from now on."""
-        return self.taped is None or self.taped.ready(x, y, self._weight())
+        inputs = x.tensors if isinstance(x, Several) else [x]
+        return self.taped is None or self.taped.ready(*inputs, y, self._weight())
 
     @property
     def _first(self) -> bool:
@@ -333,14 +338,19 @@ class Training:
         moving = self._moving()
         for parameter in moving:  # two generations of gradients would lie there at the peak
             parameter.grad = None
-        terms, *gradients = taped(x, y, self._weight())
+        inputs = [x]
+        if isinstance(x, Several):  # of one structure in all batches, by the check of the data
+            self._several, inputs = x, x.tensors
+        terms, *gradients = taped(*inputs, y, self._weight())
         for parameter, gradient in zip(moving, gradients, strict=True):
             parameter.grad = gradient
         assert terms is not None
         return terms
 
-    def _terms_and_gradients(self, x: Tensor, y: Tensor, kl_weight: Tensor) -> list[Tensor | None]:
-        """The same as a function of tensors, for tapes."""
+    def _terms_and_gradients(self, *tensors: Tensor) -> list[Tensor | None]:
+        """The same as a function of tensors, for tapes: inputs, targets, weight of the KL."""
+        *inputs, y, kl_weight = tensors
+        x: Any = inputs[0] if self._several is None else self._several.replaced(inputs)
         own = self.elbo.kl_weight
         try:
             self.elbo.kl_weight = kl_weight  # type: ignore[assignment]

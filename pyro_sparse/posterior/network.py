@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_sparse import nets
 from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide, as_guide
+from pyro_sparse.inputs import Several, as_rows
 from pyro_sparse.models import SparseModel
 from pyro_sparse.precision import full_precision
 from pyro_sparse.ranges import whole
@@ -239,21 +240,26 @@ class FittedNetwork(Fitted):
         Returns:
             The network's raw output, ``(batch, ...)``, on the device of ``x``.
         """
-        self._check_rows(x)
+        x = self._rows(x)
         keep = self.keep() if keep is None else keep
         run = self._masked_network(keep, self.mean_parameters())
         with evaluating(self.model.net), full_precision(self._device):
             parts = [run(part.to(self._device)).to(x.device) for part in x.split(batch_size)]
         return torch.cat(parts)
 
-    def _check_rows(self, x: Tensor) -> None:
-        shape = tuple(self.model.example_shape[1:])
-        if not isinstance(x, Tensor) or (shape and tuple(x.shape[1:]) != shape):
-            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    def _rows(self, x: Any) -> Any:
+        """Inputs, one tensor or several, that go with the model's example."""
+        x, example = as_rows(x), self.model.graph.example
+        given = x.tensors if isinstance(x, Several) else [x] if isinstance(x, Tensor) else []
+        shapes, wanted = ([v.shape[1:] for v in values] for values in (given, example.tensors))
+        named = not isinstance(x, Several) or example.like(self.model.net, x)
+        if shapes != wanted or not named:
+            got = f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x).__name__
             raise ValueError(
-                f"expected inputs (batch, {', '.join(map(str, shape))}), of which the model was "
-                f"given an example, got {got}"
+                f"expected inputs as in the model's example ({example.described}) with any number "
+                f"of rows, got {got}"
             )
+        return x
 
     def _masked_network(
         self, keep: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
@@ -325,7 +331,7 @@ class FittedNetwork(Fitted):
         Returns:
             ``(N, ...)``, on the device of ``x``.
         """
-        self._check_rows(x)
+        x = self._rows(x)
         model = self.model
         with (
             evaluating(model.net),
@@ -395,6 +401,7 @@ class FittedNetwork(Fitted):
             Output ``(N, ...)`` and, for a likelihood with latents, their values, on the device of
             ``x``.
         """
+        x = self._rows(x)
         for one in self.network_draws(num_samples):
             yield (
                 self.outputs(x, one.rows, one.gate, batch_size),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_sparse.graph import evaluating
 from pyro_sparse.infer import check_data
+from pyro_sparse.inputs import as_rows
 
 from . import arviz
 from .calibration import (
@@ -107,7 +108,7 @@ class Posterior(FittedNetwork):
             per example), each for ``ensemble`` and ``compact``; with standard errors by the rows,
             ``accuracy_ensemble_error`` and so on.
         """
-        self._check_data(x, y)
+        x = self._check_data(x, y)
         latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
         predictors: dict[str, Iterable[tuple[Tensor, dict[str, Tensor]]]] = {
             "ensemble": self.draws(x, num_samples),
@@ -150,7 +151,7 @@ class Posterior(FittedNetwork):
         Raises:
             ValueError: the likelihood is neither one of classes nor normal.
         """
-        self._check_data(x, y)
+        x = self._check_data(x, y)
         likelihood = self.model.likelihood
         ensemble = self.draws(x, num_samples)
         latents = {name: value.to(x.device) for name, value in self.mean_latents().items()}
@@ -250,7 +251,7 @@ class Posterior(FittedNetwork):
             ValueError: these are not ``num_data`` examples: a part of the data would be scaled up
                 to all, which is another posterior.
         """
-        self._check_data(x, y)
+        x = self._check_data(x, y)
         if len(x) != self.model.num_data:
             raise ValueError(
                 f"expected all {self.model.num_data} training examples, got {len(x)}: the "
@@ -259,9 +260,10 @@ class Posterior(FittedNetwork):
         x, y = x.to(self._device), y.to(self._device)
         return khat(self.model, self.guide, x, y, num_samples=num_samples, **options)
 
-    def _check_data(self, x: Tensor, y: Tensor) -> None:
+    def _check_data(self, x: Any, y: Tensor) -> Any:
         with evaluating(self.model.net):
             check_data(self.model, x, y, "examples to score")
+        return as_rows(x)
 
     # -- has it contracted -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_sparse.inputs import as_rows
 from pyro_sparse.likelihoods import Normal
 
 from .draws import measuring
@@ -30,13 +31,14 @@ class Recorded:
 @torch.no_grad()
 def record(
     posterior: FittedNetwork,
-    x: Tensor | None,
+    x: Any,
     y: Tensor | None,
     num_samples: int,
     rows: bool,
     batch_size: int,
 ) -> Recorded:
     """See :meth:`Posterior.to_arviz <pyro_sparse.posterior.Posterior.to_arviz>`."""
+    x = as_rows(x)
     if y is not None:
         if x is None:
             raise ValueError("expected the inputs x of the targets y, got None")
@@ -149,21 +151,24 @@ def _stacked(values: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
     return {name: torch.stack(one).cpu().numpy() for name, one in values.items()}
 
 
-def _describe(posterior: FittedNetwork, x: Tensor | None, y: Tensor | None, out: Recorded) -> None:
+def _describe(posterior: FittedNetwork, x: Any, y: Tensor | None, out: Recorded) -> None:
     """Data, constants, and labels of what all groups share."""
     constants: dict[str, np.ndarray] = {}
     for name, value in posterior.inclusion().items():
         constants[f"{name}.inclusion_probability"] = value.numpy()
         out.dims[f"{name}.inclusion_probability"] = [f"{name}.unit"]
-    if x is not None:
+    if isinstance(x, Tensor):
         constants["x"] = x.cpu().numpy()
         axes = [f"input.{axis}" for axis in range(1, x.dim())]
         if len(axes) == 1 and x.shape[1] == posterior.model.graph["input"].size:
             axes = ["input.unit"]
         out.dims["x"] = ["observation", *axes]
-        out.dims["y"] = ["observation"]
+    if x is not None:
+        predictive = out.groups["posterior_predictive"]["y"]
+        out.dims["y"] = ["observation", *(f"target.{axis}" for axis in range(2, predictive.ndim))]
         natural = out.groups["posterior_predictive"][_natural_name(posterior)]
-        out.dims[_natural_name(posterior)] = ["observation", "class"][: natural.ndim - 1]
+        if natural.ndim < 4:
+            out.dims[_natural_name(posterior)] = ["observation", "class"][: natural.ndim - 1]
     if y is not None:
         out.groups["observed_data"] = {"y": y.cpu().numpy()}
     out.groups["constant_data"] = constants
