@@ -125,20 +125,15 @@ def compact_network(
     )
     gathers = not masks["input"].all()
     only_graph = gathers and type(full) is not nn.Sequential
-    captured = capture(full, example, output, any_batch=only_graph)
+    if not fold and all(bool(mask.all()) for mask in masks.values()):
+        return _noted(full, _report(masks, align), example)
+    captured = None
+    if graph.captured is not None and not only_graph:
+        captured = graph.captured.of(full, example, output)
+    captured = captured or capture(full, example, output, any_batch=only_graph)
     work = _Compaction(full, graph, tensors, captured)
     readmitted = work.align(masks, align, scores or {}) if align else {}
-    report: dict[str, Any] = {
-        "form": "own class",
-        "why": "",
-        "kept": _indices(masks),
-        "removed": {n: i for n, i in _indices({n: ~m for n, m in masks.items()}).items() if i},
-        "constant": {},
-        "readmitted": readmitted,
-        "branches": [],
-        "folded": [],
-        "align": align,
-    }
+    report = {**_report(masks, align), "readmitted": readmitted}
     work.plan(masks, report)
     small: nn.Module
     try:
@@ -157,6 +152,24 @@ def compact_network(
         if captured.fixed:
             report["why"] += f"; {captured.fixed}"
         small = work.as_graph(masks, report, list(_foldable(work)) if fold else [])
+    return _noted(small, report, example)
+
+
+def _report(masks: Mapping[str, Tensor], align: int | None) -> dict[str, Any]:
+    return {
+        "form": "own class",
+        "why": "",
+        "kept": _indices(masks),
+        "removed": {n: i for n, i in _indices({n: ~m for n, m in masks.items()}).items() if i},
+        "constant": {},
+        "readmitted": {},
+        "branches": [],
+        "folded": [],
+        "align": align,
+    }
+
+
+def _noted(small: nn.Module, report: dict[str, Any], example: Inputs) -> nn.Module:
     small.compaction = report  # type: ignore[assignment]
     small.example = example  # type: ignore[assignment]
     return small.eval()

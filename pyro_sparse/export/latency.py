@@ -16,7 +16,7 @@ import platform
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .check import Runner, example_rows, input_of, largest_difference, outputs_o
 from .onnx import onnx_available, onnx_runner, write_onnx
 from .program import export_program
 
-__all__ = ["INT8", "ONNX", "TORCH", "Benchmark", "Ratio", "Timing", "bench"]
+__all__ = ["INT8", "ONNX", "TORCH", "Benchmark", "Ratio", "Timing", "bench", "time_alone"]
 
 TORCH = "torch"
 ONNX = "ONNX Runtime"
@@ -136,16 +136,92 @@ def bench(
         ValueError: for no or wrong numbers; where a network cannot be written as ONNX, or computes
             something else there.
     """
+    both = {"dense": dense, "compact": compact}
+    measured = _measured(both, example, int8, batches, threads, seconds)
+    versions = {"torch": str(torch.__version__)}
+    if onnx_available():
+        import onnxruntime
+
+        versions[ONNX] = onnxruntime.__version__
+    pairs = [(TORCH, TORCH)]
+    if ONNX in versions:
+        pairs += [(ONNX, ONNX), (TORCH, ONNX)]
+    if any(("compact", INT8) in times for times in measured.rounds.values()):
+        pairs += [(ONNX, INT8)]
+    return Benchmark(
+        timings=measured.timings(),
+        ratios=tuple(
+            _ratio(first, second, batch, times)
+            for batch, times in measured.rounds.items()
+            for first, second in pairs
+        ),
+        threads=threads,
+        clock=measured.clock,
+        cpu=_cpu(),
+        versions=versions,
+        macs={
+            name: nets.count_macs(net, measured.inputs) for name, net in measured.networks.items()
+        },
+        parameters={name: nets.count_parameters(net) for name, net in measured.networks.items()},
+        runtime_difference=measured.differences,
+    )
+
+
+def time_alone(
+    net: nn.Module, example: Example | Inputs, *, batch: int = 1, seconds: float = 1.0
+) -> tuple[Timing, ...]:
+    """What `bench` says of its compact network, at one batch size, on one thread.
+
+    Args:
+        net: the network.
+        example: inputs, see :func:`~pyro_sparse.export.save`.
+        batch: inputs at a time.
+        seconds: time for it; at least 7 rounds are made.
+
+    Raises:
+        ValueError: as of `bench`.
+    """
+    return _measured({"compact": net}, example, None, (batch,), 1, seconds).timings()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What `bench` measures.
+
+    networks: copies, on the CPU.
+    rounds: by batch size the times of every network in every runtime, see `_rounds`.
+    differences: between the runtimes.
+    """
+
+    networks: Mapping[str, nn.Module]
+    inputs: Inputs
+    rounds: dict[int, dict[tuple[str, str], Tensor]]
+    differences: dict[str, dict[str, float]]
+    clock: str
+
+    def timings(self) -> tuple[Timing, ...]:
+        return tuple(
+            _timing(network, runtime, batch, times)
+            for batch, measured in self.rounds.items()
+            for (network, runtime), times in measured.items()
+        )
+
+
+def _measured(
+    networks: Mapping[str, nn.Module],
+    example: Example | Inputs,
+    int8: str | Path | None,
+    batches: Sequence[int],
+    threads: int,
+    seconds: float,
+) -> _Measured:
     if not batches or min(batches) < 1:
         raise ValueError(f"expected batch sizes of at least 1, got {list(batches)}")
     if threads < 1:
         raise ValueError(f"expected at least one thread, got {threads}")
     if not 0 < seconds < math.inf:
         raise ValueError(f"expected a positive number of seconds, got {seconds}")
-    networks = {
-        name: copy.deepcopy(net).cpu().eval()
-        for name, net in (("dense", dense), ("compact", compact))
-    }
+    networks = {name: copy.deepcopy(net).cpu().eval() for name, net in networks.items()}
     inputs = input_of(networks["compact"], example)
     runners: dict[tuple[str, str], Runner] = {
         (name, TORCH): _eager(net) for name, net in networks.items()
@@ -189,35 +265,7 @@ def bench(
             }
     finally:
         torch.set_num_threads(before)
-    versions = {"torch": str(torch.__version__)}
-    if onnx_available():
-        import onnxruntime
-
-        versions[ONNX] = onnxruntime.__version__
-    pairs = [(TORCH, TORCH)]
-    if ONNX in versions:
-        pairs += [(ONNX, ONNX), (TORCH, ONNX)]
-    if ("compact", INT8) in runners:
-        pairs += [(ONNX, INT8)]
-    return Benchmark(
-        timings=tuple(
-            _timing(network, runtime, batch, times)
-            for batch, measured in rounds.items()
-            for (network, runtime), times in measured.items()
-        ),
-        ratios=tuple(
-            _ratio(first, second, batch, measured)
-            for batch, measured in rounds.items()
-            for first, second in pairs
-        ),
-        threads=threads,
-        clock=clock_name,
-        cpu=_cpu(),
-        versions=versions,
-        macs={name: nets.count_macs(net, inputs) for name, net in networks.items()},
-        parameters={name: nets.count_parameters(net) for name, net in networks.items()},
-        runtime_difference=differences,
-    )
+    return _Measured(networks, inputs, rounds, differences, clock_name)
 
 
 def _eager(net: nn.Module) -> Runner:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from pyro_sparse.graph import evaluating
+from pyro_sparse.graph.capture import without_traces
 from pyro_sparse.inputs import Inputs
 
 from .archive import FormatError, checked, hollowed
@@ -68,7 +69,7 @@ def export_program(net: nn.Module, example: Inputs) -> Exported:
         net.register_forward_pre_hook(
             lambda module, args, kwargs: (args, {**kwargs, **constants}), with_kwargs=True
         )
-    with _whole(), evaluating(net), warnings.catch_warnings():
+    with _whole(), evaluating(net), without_traces(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             first = inputs.call(net)

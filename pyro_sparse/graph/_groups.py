@@ -157,6 +157,7 @@ class _Gathered:
             aliases,
             self.analysis.captured.inputs,
             tuple(_products(self.analysis, everything)),
+            self.analysis.captured.hollow(self.net),
         )
 
     def _why(self, name: str) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ __all__ = [
     "UntraceableError",
     "capture",
     "evaluating",
+    "without_traces",
     "without_weight_norm",
 ]
 
@@ -114,12 +115,50 @@ class Captured:
     tensors: what these nodes name. Tensors that forward makes of numbers are among them.
     inputs: with which it was captured.
     fixed: why the graph is one of this batch size only; empty where it is not.
+    output: the one that the graph returns; None for all.
     """
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     inputs: Inputs
     fixed: str = ""
+    output: Output | None = None
+
+    def hollow(self, net: nn.Module) -> Captured:
+        """Without the numbers of the network's tensors, which `of` puts there again."""
+        own = _own_tensors(net)
+        tensors = {
+            name: value.detach().to("meta") if name in own else value
+            for name, value in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
+
+    def of(self, net: nn.Module, inputs: Inputs, output: Output | None) -> Captured | None:
+        """What :func:`capture` would find of a copy of the network, where that is sure.
+
+        The graph is the same object, and must be left as it is.
+        """
+        own = _own_tensors(net)
+        tensors = {name: own.get(name, value) for name, value in self.tensors.items()}
+        same = output == self.output and _kind(inputs) == _kind(self.inputs)
+        same &= all(
+            not value.is_meta and (value.shape, value.dtype) == (was.shape, was.dtype)
+            for value, was in zip(tensors.values(), self.tensors.values(), strict=True)
+        )
+        return replace(self, tensors=tensors, inputs=inputs) if same else None
+
+
+def _own_tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(net.named_parameters(remove_duplicate=False)),
+        **dict(net.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _kind(inputs: Inputs) -> str:
+    """All that a graph depends on: how tensors lie in memory, and what else there is."""
+    kinds = inputs.map(lambda v: (v.shape, v.stride(), v.dtype, v.device))
+    return repr((kinds.args, kinds.kwargs))
 
 
 WRAPPED = "net."
@@ -149,7 +188,7 @@ def capture(
     # An attribute that forward sets would stay on the user's network.
     before = [(module, dict(vars(module))) for module in net.modules()]
     try:
-        with evaluating(net), warnings.catch_warnings():
+        with evaluating(net), without_traces(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 outputs = inputs.call(net)
@@ -169,7 +208,24 @@ def capture(
         for owner, state in before:
             for name in set(vars(owner)) - set(state):
                 del vars(owner)[name]
-    return _tidied(module, WRAPPED if wrapped else "", inputs, fixed)
+    found = _tidied(module, WRAPPED if wrapped else "", inputs, fixed)
+    return replace(found, output=output)
+
+
+@contextlib.contextmanager
+def without_traces() -> Iterator[None]:
+    """An export without the lines of code behind each node, which take a fifth of its time."""
+    config: Any = fx.config
+    name = "do_not_emit_stack_traces"
+    if not hasattr(config, name):  # of earlier versions
+        yield
+        return
+    before = getattr(config, name)
+    setattr(config, name, True)
+    try:
+        yield
+    finally:
+        setattr(config, name, before)
 
 
 def _exported(

@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_sparse.inputs import Inputs
+
+from .capture import Captured
 
 __all__ = ["Graph", "Group", "ParameterSlice", "Product", "ReaderSlice", "Width"]
 
@@ -150,6 +152,7 @@ class Graph:
     aliases: further names of grouped parameters (tied weights), and the name used here.
     example: the inputs that the network was traced with, at most 16 examples.
     products: what costs MACs, and fewer of them where units are removed.
+    captured: what they were found in, without the network's numbers. Copies are without it.
     """
 
     groups: tuple[Group, ...]
@@ -158,6 +161,10 @@ class Graph:
     aliases: Mapping[str, str]
     example: Inputs = field(default_factory=Inputs)
     products: tuple[Product, ...] = ()
+    captured: Captured | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "captured": None}
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)

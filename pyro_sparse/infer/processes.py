@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.metadata
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -110,7 +113,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Its hints are about clusters.
         warnings.simplefilter("ignore")
-        import lightning_fabric  # noqa: F401  (sets the level itself)
+        with _unloaded("torchmetrics"):
+            import lightning_fabric  # noqa: F401  (sets the level itself)
 
         level = logger.level
         logger.setLevel(logging.WARNING)
@@ -118,6 +122,27 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _unloaded(package: str) -> Iterator[None]:
+    """Who imports ``package`` for its version finds that, and nothing else of it is loaded.
+
+    Fabric does, of torchmetrics, which would load torchvision, transformers and more: seconds.
+    """
+    stand_in: Any = ModuleType(package)
+    try:
+        stand_in.__version__ = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        stand_in = None
+    if stand_in is None or package in sys.modules:
+        yield
+        return
+    sys.modules[package] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def share(

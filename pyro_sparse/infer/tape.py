@@ -7,10 +7,10 @@ parameters and buffers themselves as constants. Running it gives the same number
 the bit, from the same random state: operations and their order are the same.
 
 What is written down must not depend on anything that a step may find changed. So a recording is
-refused where Python looks at the numbers of *any* tensor (:class:`_Reads`), where it changes plain
-attributes of a module or draws random numbers of its own, and where it replaces a parameter or a
-buffer instead of writing into it. :class:`Taped` decides when steps run from a tape, compares the
-first run with a step, and notices when somebody else wrote to or replaced what a tape has as
+refused where Python looks at the numbers of *any* tensor (:class:`_Recorder`), where it changes
+plain attributes of a module or draws random numbers of its own, and where it replaces a parameter
+or a buffer instead of writing into it. :class:`Taped` decides when steps run from a tape, compares
+the first run with a step, and notices when somebody else wrote to or replaced what a tape has as
 constants. What it cannot see is Python that changes by itself outside the modules, a counter in a
 closure for one, and does so in neither of the two steps that are compared.
 """
@@ -22,14 +22,17 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from operator import getitem
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["Tape", "Taped"]
 
@@ -51,43 +54,91 @@ _UNDISPATCHED = {
 # -- what may not be recorded ----------------------------------------------------------------------
 
 
-class _Reads(TorchDispatchMode):
-    """Refuses operations whose result is a number for Python, or has a shape made of numbers.
+class _Recorder(TorchDispatchMode):
+    """Writes operations down as they run, and refuses those of which numbers decide.
 
-    In whatever tensor they are, recorded or not.
+    Refused are operations whose result is a number for Python, or has a shape made of numbers, in
+    whatever tensor they are.
 
     Attributes:
-        found: the first, which stays when the function itself catches the error.
+        graph: the operations so far; the inputs, and then the constants, are its placeholders.
+        constants: tensors that are neither an input nor the result of an operation.
+        found: the first that was refused, which stays when the function itself catches the error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
+        self.graph = fx.Graph()
+        self.constants: list[Tensor] = []
         self.found: str | None = None
+        self._placeholders: list[fx.Node] = []
+        self._nodes = WeakTensorKeyDictionary()
+        for value in inputs:
+            self._nodes[value] = self._placeholder()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if not {Tensor, nn.Parameter}.issuperset(types):  # may make other operations of this one
+            return NotImplemented
         if _depends_on_numbers(func, args):
             self.refuse(str(func))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _SAME:
+            result = func(*args, **kwargs)
+            self._nodes[result] = self.node(args[0])
+        elif func == _aten.lift_fresh.default:  # of a number that Python has: it is made anew
+            fresh = self._constant(args[0].clone())
+            result = func(*args, **kwargs)
+            self._nodes[result] = self.graph.call_function(torch.clone, (fresh,))
+        else:
+            written = tree_map_only(Tensor, self.node, (args, kwargs))
+            result = func(*args, **kwargs)
+            self._note(result, self.graph.call_function(_short(func), *written))
+        return result
 
     def refuse(self, what: str) -> None:
         self.found = self.found or f"Python looks at the numbers in a tensor, by {what}"
         raise RuntimeError(self.found)
 
+    def node(self, value: Tensor) -> fx.Node:
+        """What stands for a tensor, which is a constant where no operation has made it."""
+        node: fx.Node | None = self._nodes.get(value)
+        if node is None:
+            node = self._nodes[value] = self._constant(value)
+        return node
+
+    def _note(self, result: Any, node: fx.Node) -> None:
+        if isinstance(result, Tensor):
+            self._nodes[result] = node
+        elif isinstance(result, tuple | list):
+            for place, one in enumerate(result):
+                if one is not None:
+                    self._note(one, self.graph.call_function(getitem, (node, place)))
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        self.constants.append(value)
+        return self._placeholder()
+
+    def _placeholder(self) -> fx.Node:
+        before = self._placeholders
+        with self.graph.inserting_after(before[-1]) if before else nullcontext():
+            before.append(self.graph.placeholder(f"given_{len(before)}"))
+        return before[-1]
+
 
 class _UndispatchedReads(TorchFunctionMode):
-    """Refuses the functions that never reach :class:`_Reads`."""
+    """Refuses the functions that never reach :class:`_Recorder`."""
 
-    def __init__(self, reads: _Reads) -> None:
+    def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
-        self._reads = reads
+        self._recorder = recorder
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if getattr(func, "__name__", "") in _UNDISPATCHED:
-            self._reads.refuse(func.__name__)
+            self._recorder.refuse(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
@@ -134,10 +185,13 @@ class _Python:
 class Tape:
     """The operations of a function of tensors; see `record`."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self._constants = _prepare(graph)
-        self._graph = graph
-        self._run: Callable[..., Any] = type(graph).forward
+    def __init__(self, graph: fx.Graph, constants: Iterable[Tensor]) -> None:
+        for node in reversed(graph.nodes):
+            if node.target is getitem and not node.users:
+                graph.erase_node(node)
+        self._graph = fx.GraphModule(nn.Module(), graph)
+        self._constants = [value.detach() for value in constants]
+        self._run: Callable[..., Any] = type(self._graph).forward
 
     @classmethod
     def record(cls, function: Function, *inputs: Tensor) -> tuple[Tape, Sequence[Tensor | None]]:
@@ -151,20 +205,20 @@ class Tape:
         Raises:
             RuntimeError: the function looks at the numbers in a tensor, any tensor.
         """
-        values: Sequence[Tensor | None] = ()
-        reads = _Reads()
-
-        def noted(*arguments: Tensor) -> Sequence[Tensor | None]:
-            nonlocal values
-            with reads, _UndispatchedReads(reads):
-                values = function(*arguments)
-            return values
-
-        with torch.enable_grad():
-            graph = make_fx(noted)(*inputs)
-        if reads.found is not None:
-            raise RuntimeError(reads.found)
-        return cls(graph), [None if value is None else value.detach() for value in values]
+        # Each input a tensor of its own: one that is given twice may be two in a later call.
+        first = {id(value): place for place, value in reversed([*enumerate(inputs)])}
+        inputs = tuple(
+            value if first[id(value)] == place else value.detach()
+            for place, value in enumerate(inputs)
+        )
+        recorder = _Recorder(inputs)
+        with torch.enable_grad(), recorder, _UndispatchedReads(recorder):
+            values = function(*inputs)
+        if recorder.found is not None:
+            raise RuntimeError(recorder.found)
+        recorder.graph.output([None if value is None else recorder.node(value) for value in values])
+        tape = cls(recorder.graph, recorder.constants)
+        return tape, [None if value is None else value.detach() for value in values]
 
     def __len__(self) -> int:
         """The number of operations."""
@@ -175,41 +229,6 @@ class Tape:
         """What the function gives, without a graph for gradients."""
         values: Sequence[Tensor | None] = self._run(self._graph, *inputs, *self._constants)
         return values
-
-
-def _prepare(module: fx.GraphModule) -> list[Tensor]:
-    """Make the graph quick to call: constants are arguments, what gives its argument back goes.
-
-    Returns:
-        The constants, in the order of the arguments that follow the inputs.
-    """
-    graph = module.graph
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    constants: list[Tensor] = []
-    for node in list(graph.nodes):
-        if node.op == "get_attr":
-            with graph.inserting_after(last):
-                last = graph.placeholder(f"constant_{len(constants)}")
-            constants.append(_attribute(module, node.target).detach())
-            node.replace_all_uses_with(last)
-        elif node.target in _SAME:
-            node.replace_all_uses_with(node.args[0])
-        elif node.op == "call_function":
-            node.target = _short(node.target)
-            continue
-        else:
-            continue
-        graph.erase_node(node)
-    graph.lint()
-    module.recompile()
-    return constants
-
-
-def _attribute(module: Any, name: str) -> Tensor:
-    for part in name.split("."):
-        module = getattr(module, part)
-    value: Tensor = module
-    return value
 
 
 def _short(operation: Any) -> Any:

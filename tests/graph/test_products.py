@@ -52,7 +52,10 @@ CASES = {
     "torch's attention": (Encoder, (7, 5)),
     "tokens first": (lambda: Encoder(batch_first=False), (7, 5)),
     "channels": (channels, (3, 8, 8)),
-    "mobilenet_v2": (lambda: vision.mobilenet_v2(width_mult=0.25, num_classes=4), (3, 32, 32)),
+    "mobilenet_v2": (
+        lambda: vision.MobileNetV2(4, 0.25, [[1, 16, 1, 1], [6, 24, 2, 2], [6, 64, 2, 2]]),
+        (3, 32, 32),
+    ),
     "vision transformer": (
         lambda: vision.VisionTransformer(image_size=32, patch_size=16, **BLOCKS),
         (3, 32, 32),

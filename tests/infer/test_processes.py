@@ -90,3 +90,20 @@ def test_errors_of_the_first_are_everyones(folder):
 def test_what_cannot_be_had(options, message):
     with pytest.raises(ValueError, match=message):
         make_fabric(**options)
+
+
+def test_fabric_loads_no_metrics_for_the_number_of_their_version():
+    script = """
+import sys
+from pyro_sparse.infer import make_fabric
+make_fabric()
+print("torchmetrics" in sys.modules)
+from lightning_fabric.utilities.imports import _TORCHMETRICS_GREATER_EQUAL_1_0_0
+print(_TORCHMETRICS_GREATER_EQUAL_1_0_0)
+from torchmetrics import Metric
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr
+    assert done.returncode == 0, done.stderr

@@ -110,6 +110,11 @@ class TestTape:
         tape, _ = Tape.record(lambda x: [torch.tensor(1.0).add_(x)], torch.ones(()))
         assert [float(tape(torch.ones(()))[0]) for _ in range(3)] == [2.0, 2.0, 2.0]
 
+    def test_a_tensor_that_is_given_twice_may_be_two_later(self):
+        x = torch.ones(3)
+        tape, _ = Tape.record(lambda x, y: [x + 2 * y], x, x)
+        assert equal(tape(x, 3 * x), [7 * x])
+
     def test_views_of_one_memory(self):
         def function(x):
             doubled = 2 * x

@@ -19,6 +19,8 @@ from pyro_sparse.nets import mlp
 from pyro_sparse.runs.cli import main
 from pyro_sparse.runs.zoo import ZOO
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # Small, and gentle with the inclusions: every unit stays.
 TINY = ["--data", "digits", "--net", "mlp:8", "--epochs", "2", "--inclusion-lr", "1e-4", "--quiet"]
 
@@ -135,13 +137,16 @@ def test_options_reach_the_settings(tmp_path):
     options = []
     for name, value in given.items():
         options += [f"--{name.replace('_', '-')}", value]
-    succeed("fit", "ss-ghs", *TINY, *options, "--prune-inputs", "--out", tmp_path / "run")
+    # Few units, or the chain of which inputs are in would take most of the time.
+    options += ["--prune-inputs", "--net", "mlp:2"]
+    succeed("fit", "ss-ghs", *TINY, *options, "--out", tmp_path / "run")
     config = read(tmp_path / "run" / "config.json")
     written = {**config, **config["model_options"], **config["guide_options"]}
     assert written["prune_inputs"] is True
     assert {name: written[name] for name in given} == given
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_compare(tmp_path):
     out = tmp_path / "runs"
     output = succeed("compare", "ss-gl", "ss-ghs", "ss-gl", *TINY, "--out", out)
@@ -268,6 +273,7 @@ def test_export_in_every_format_and_bench(run, tmp_path, monkeypatch):
     assert (small / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_bench_of_a_run(run, monkeypatch):
     from pyro_sparse.export import latency
 
@@ -417,6 +423,7 @@ def test_exports_that_cannot_be(run, tmp_path):
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_explain_lists_groups_and_draws_them(tmp_path):
     text = succeed("explain", "--net", "resnet20", "--picture", tmp_path / "groups.png")
     lines = [line.split() for line in text.splitlines()]

@@ -9,6 +9,8 @@ from pyro_sparse import export
 from pyro_sparse.runs import deployment, experiment
 from pyro_sparse.runs.experiment import settings_for
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 TINY = {"net": "mlp:8", "epochs": 2}
 
 
