@@ -42,11 +42,19 @@ if TYPE_CHECKING:
     from .posterior import Posterior, fit_seeds
     from .runs import zoo
     from .runs.comparison import compare
+    from .runs.estimator import (
+        SparseBNNClassifier,
+        SparseBNNPoissonRegressor,
+        SparseBNNRegressor,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Posterior",
+    "SparseBNNClassifier",
+    "SparseBNNPoissonRegressor",
+    "SparseBNNRegressor",
     "compact",
     "compare",
     "data",
@@ -67,6 +75,9 @@ __all__ = [
 
 _HOME = {
     "Posterior": "posterior",
+    "SparseBNNClassifier": "runs.estimator",
+    "SparseBNNPoissonRegressor": "runs.estimator",
+    "SparseBNNRegressor": "runs.estimator",
     "compact": "export",
     "compare": "runs.comparison",
     "fit": "infer",
