@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         SparseBNNPoissonRegressor,
         SparseBNNRegressor,
     )
+    from .runs.sparsify import sparsify
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ __all__ = [
     "nets",
     "posterior",
     "runs",
+    "sparsify",
     "zoo",
 ]
 
@@ -82,6 +84,7 @@ _HOME = {
     "compare": "runs.comparison",
     "fit": "infer",
     "fit_seeds": "posterior",
+    "sparsify": "runs.sparsify",
 }
 
 _MOVED = {
