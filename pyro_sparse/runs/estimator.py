@@ -39,8 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SparseBNNClassifier", "SparseBNNPoissonRegressor", "SparseBNNRegressor"]
 
-STEPS = 3000
+STEPS = 2000
 """Steps of training after which more passes over a table bring little."""
+# Predictions come first here: with the KL at full weight from the first step, as where only
+# probabilities are asked for, few units ever open (energy: RMSE 2.8 against 1.3 on validation
+# rows). It has full weight for the last fifth, and the chain over supports then says anew which
+# inputs are in, see :mod:`pyro_sparse.infer.supports`.
+TRAINING = {"lr": 1e-2, "kl_hold": 0.4, "kl_rise": 0.4}
 NOISE_RATE = 0.01
 """Of the noise precision's prior, see `Settings`: errors of a hundredth of the targets' standard
 deviation are believed from some hundred rows on."""
@@ -169,6 +174,8 @@ class _SparseBNN(BaseEstimator):
         x, y = dataset.train.x, dataset.train.y
         given = {
             "noise_rate": NOISE_RATE,
+            "kl_start": infer.schedules.cheap(len(x)),
+            **TRAINING,
             "net": self.net,
             "epochs": self.epochs,
             "prune_inputs": self.prune_inputs or None,

@@ -48,6 +48,7 @@ class Sparsified:
             :func:`~pyro_sparse.posterior.calibration.predictive_scores`.
         macs: multiply-accumulate operations for one input, of ``trained`` and ``compact``.
         cautions: what has to be known before this is used, a sentence each; often nothing.
+        scored_on: validation rows, or those of training.
     """
 
     net: nn.Module
@@ -56,6 +57,7 @@ class Sparsified:
     scores: dict[str, dict[str, float]]
     macs: dict[str, int]
     cautions: tuple[str, ...]
+    scored_on: str
 
     def predict(self, x: Tensor, num_samples: int = 20) -> Tensor:
         """The ensemble's class probabilities, calibrated, or its means: ``(N, ...)``.
@@ -74,10 +76,10 @@ class Sparsified:
             directory: made if missing.
             options: of :func:`pyro_sparse.export.save`.
         """
-        scores = {("dense" if k == "trained" else k): v for k, v in self.scores.items()}
         metadata = {
             "model": type(self.posterior.model).__name__,
-            "scores": scores,
+            "scores": self.scores,
+            "scored_on": self.scored_on,
             "temperature": self.temperature,
             "cautions": list(self.cautions),
             **options.pop("metadata", {}),
@@ -196,7 +198,8 @@ def sparsify(
     for caution in said:
         warnings.warn(caution, stacklevel=2)
     macs = {"trained": dense, "compact": nets.count_macs(small, inputs[:1])}
-    return Sparsified(small, posterior, temperature, scores, macs, tuple(said))
+    on = "training rows" if validation is None else "validation rows"
+    return Sparsified(small, posterior, temperature, scores, macs, tuple(said), on)
 
 
 @torch.no_grad()
