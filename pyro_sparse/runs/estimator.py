@@ -312,7 +312,7 @@ class SparseBNNClassifier(ClassifierMixin, _SparseBNN):
         self.classes_, index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"expected at least two classes in y, got one class, {self.classes_[0]!r}; "
+                f"expected at least two classes in y, got one class, {self.classes_[0]}; "
                 "there is nothing to tell apart"
             )
         return torch.as_tensor(index), {"labels": self.classes_.tolist()}
