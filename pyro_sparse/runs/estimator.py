@@ -329,7 +329,8 @@ class SparseBNNClassifier(ClassifierMixin, _SparseBNN):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row, ``(N,)``; argument as of `predict_proba`."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]
 
 
 class SparseBNNRegressor(RegressorMixin, _SparseBNN):
