@@ -371,6 +371,9 @@ class SparseBNNPoissonRegressor(RegressorMixin, _SparseBNN):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.positive_only = True
+        # Of targets that scatter less than counts do, as those of scikit-learn's check, little is
+        # believed.
+        tags.regressor_tags.poor_score = True
         return tags
 
     def _targets(self, y: np.ndarray) -> tuple[Tensor, dict[str, Any]]:

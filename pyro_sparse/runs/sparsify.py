@@ -227,7 +227,7 @@ def _worse(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 def _look(loader: Loader) -> tuple[Tensor, Tensor, int]:
     """Some examples of a loader with their targets, and how many it has in all."""
     xs, ys, size = [], [], 0
-    held = getattr(loader, "x", getattr(loader, "dataset", None))
+    held: Any = getattr(loader, "x", getattr(loader, "dataset", None))
     known = len(held) if hasattr(held, "__len__") else None
     for batch in loader:
         if not (isinstance(batch, tuple | list) and len(batch) == 2):

@@ -16,10 +16,10 @@ import pyro_sparse as ps
 
 FAST = {
     "net": "mlp:8",
-    "epochs": 15,
+    "epochs": 40,
     "prune_inputs": False,
     "num_samples": 4,
-    "options": {"lr": 0.05},
+    "options": {"lr": 0.02},
 }
 ALL = (ps.SparseBNNClassifier, ps.SparseBNNPoissonRegressor, ps.SparseBNNRegressor)
 
