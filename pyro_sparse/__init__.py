@@ -42,11 +42,20 @@ if TYPE_CHECKING:
     from .posterior import Posterior, compare_guides, fit_seeds
     from .runs import zoo
     from .runs.comparison import compare
+    from .runs.estimator import (
+        SparseBNNClassifier,
+        SparseBNNPoissonRegressor,
+        SparseBNNRegressor,
+    )
+    from .runs.sparsify import sparsify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Posterior",
+    "SparseBNNClassifier",
+    "SparseBNNPoissonRegressor",
+    "SparseBNNRegressor",
     "compact",
     "compare",
     "compare_guides",
@@ -63,16 +72,21 @@ __all__ = [
     "nets",
     "posterior",
     "runs",
+    "sparsify",
     "zoo",
 ]
 
 _HOME = {
     "Posterior": "posterior",
+    "SparseBNNClassifier": "runs.estimator",
+    "SparseBNNPoissonRegressor": "runs.estimator",
+    "SparseBNNRegressor": "runs.estimator",
     "compact": "export",
     "compare": "runs.comparison",
     "compare_guides": "posterior",
     "fit": "infer",
     "fit_seeds": "posterior",
+    "sparsify": "runs.sparsify",
 }
 
 _MOVED = {

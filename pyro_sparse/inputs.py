@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -114,8 +114,8 @@ class Several:
             any are rows, the others belong to all of them.
     """
 
-    def __init__(self, value: tuple[Any, ...] | Mapping[str, Any]) -> None:
-        self.value = dict(value) if isinstance(value, Mapping) else tuple(value)
+    def __init__(self, value: Sequence[Any] | Mapping[str, Any]) -> None:
+        self.value: Any = dict(value) if isinstance(value, Mapping) else tuple(value)
         self.tensors = [leaf for leaf in tree_leaves(self.value) if isinstance(leaf, Tensor)]
         if not any(tensor.ndim for tensor in self.tensors):
             raise ValueError(

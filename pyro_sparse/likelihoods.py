@@ -20,6 +20,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_sparse.ranges import positive
+
 __all__ = ["Bernoulli", "Categorical", "Likelihood", "Normal", "Poisson"]
 
 
@@ -219,18 +221,38 @@ class Normal(Likelihood):
 
 
 class Poisson(Likelihood):
-    """``y | x ~ Poisson(exp(f(x)))``; outputs ``(batch, 1)`` or ``(batch,)``, y a count."""
+    r"""``y | x ~ Poisson(s exp(f(x)))``; outputs ``(batch, 1)`` or ``(batch,)``, y a count.
+
+    Args:
+        scale: s, the rate at an output of 0: near the mean of the targets, so that the network's
+            outputs are of the size that its prior expects.
+        fractions: take targets that are no whole numbers as well. Their log-likelihood is the same
+            formula, with Γ(y + 1) for y!, as of a quasi-Poisson regression (McCullagh and Nelder,
+            *Generalized Linear Models*, 1989, chapter 9).
+
+    Raises:
+        ValueError: the scale is not positive.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: float = 1.0, *, fractions: bool = False) -> None:
+        super().__init__()
+        positive(scale=scale)
+        self.fractions = fractions
+        self.register_buffer("scale", torch.tensor(float(scale)))
 
     one_target = True
 
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
-        return dist.Poisson(_scalar_output(output, "Poisson").exp())
+        return dist.Poisson(self.natural(output), validate_args=not self.fractions and None)
 
     def natural(self, output: Tensor) -> Tensor:
-        return _scalar_output(output, "Poisson").exp()
+        return _scalar_output(output, "Poisson").exp() * self.scale.to(output)
 
     def check(self, output: Tensor, y: Tensor) -> None:
         _check_length(output, y)
         _check_shape(_scalar_output(output, "Poisson"), y)
-        if not bool((torch.isfinite(y) & (y >= 0) & (y == y.round())).all()):
-            raise ValueError("expected non-negative whole counts as targets; check y")
+        if not bool((torch.isfinite(y) & (y >= 0) & (self.fractions | (y == y.round()))).all()):
+            kind = "numbers" if self.fractions else "whole counts"
+            raise ValueError(f"expected non-negative {kind} as targets; check y")

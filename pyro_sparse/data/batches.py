@@ -83,8 +83,8 @@ class Batches:
         drop_last: bool = False,
         augment: Augmentation | None = None,
     ) -> None:
-        x = as_rows(x)
-        for name, value in (("x", x), ("y", y)):
+        rows: Any = as_rows(x)
+        for name, value in (("x", rows), ("y", y)):
             if isinstance(value, Several):
                 continue
             if not isinstance(value, Tensor) or not value.dim():
@@ -92,9 +92,9 @@ class Batches:
                     f"Batches: expected {name} as a tensor with a row for each example, got "
                     f"{f'shape {tuple(value.shape)}' if isinstance(value, Tensor) else repr(value)}"
                 )
-        if len(x) != len(y):
+        if len(rows) != len(y):
             raise ValueError(
-                f"Batches: expected as many rows in x as in y, but x has shape {tuple(x.shape)} "
+                f"Batches: expected as many rows in x as in y, but x has shape {tuple(rows.shape)} "
                 f"and y has shape {tuple(y.shape)}."
             )
         whole(batch_size=batch_size)
@@ -102,16 +102,18 @@ class Batches:
             raise ValueError(f"Batches: expected generator, a torch.Generator, got {generator!r}")
         if not isinstance(seed, int):
             raise ValueError(f"Batches: expected seed to be a whole number, got {seed!r}")
-        self.x: Any = x
+        self.x = rows
         self.y = y
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.augment = augment
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         self._rank, self._ranks = 0, 1
         if len(self) == 0:
-            advice = "Use a smaller batch_size or drop_last=False." if len(x) else "Check the data."
+            advice = (
+                "Use a smaller batch_size or drop_last=False." if len(rows) else "Check the data."
+            )
             raise ValueError(
-                f"Batches: no batch to give: {len(x)} rows, batch_size={batch_size}, "
+                f"Batches: no batch to give: {len(rows)} rows, batch_size={batch_size}, "
                 f"drop_last={drop_last}. {advice}"
             )
 

@@ -238,13 +238,9 @@ def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
             "validation rows; expected at least one. Use a larger share, or 0 to go without."
         )
 
-    raw, fill = _filled(source.x, train)
-    mean, std = _statistics(raw[train])
-    preprocessing: dict[str, Any] = {
-        "inputs": {"divide_by": source.divide_by, "mean": mean.tolist(), "std": std.tolist()}
-    }
-    if fill is not None:
-        preprocessing["inputs"]["fill"] = fill
+    raw, facts = standardisation(source.x, train, source.divide_by)
+    mean, std = (torch.tensor(facts[name], dtype=torch.float64) for name in ("mean", "std"))
+    preprocessing: dict[str, Any] = {"inputs": facts}
     if source.columns is not None:
         preprocessing["columns"] = source.columns
     if classification:
@@ -275,6 +271,28 @@ def prepare(name: str, source: Source, validation: float, seed: int) -> Dataset:
         target=source.target,
         notes=source.notes,
     )
+
+
+def standardisation(
+    x: Tensor, train: Tensor, divide_by: float = 1.0
+) -> tuple[Tensor, dict[str, Any]]:
+    """The rows with missing numbers filled, and how they become a network's inputs.
+
+    Args:
+        x: raw rows.
+            Shape: (N, ...).
+        train: numbers of the rows that decide.
+        divide_by: the largest value of a pixel; 1 for tables.
+
+    Returns:
+        The rows, and ``["inputs"]`` of a `Dataset`'s ``preprocessing``.
+    """
+    raw, fill = _filled(x, train)
+    mean, std = _statistics(raw[train])
+    facts: dict[str, Any] = {"divide_by": divide_by, "mean": mean.tolist(), "std": std.tolist()}
+    if fill is not None:
+        facts["fill"] = fill
+    return raw, facts
 
 
 def _filled(x: Tensor, train: Tensor) -> tuple[Tensor, list[float] | None]:

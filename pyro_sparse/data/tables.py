@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_sparse.data.dataset import Source, hold_out_test
+from pyro_sparse.data.dataset import Source, hold_out_test, standardisation
 from pyro_sparse.names import nearest
 
 if TYPE_CHECKING:
@@ -794,6 +794,19 @@ def encode(
         else:
             made.append(cells.to_numpy(dtype="float64"))
     return torch.as_tensor(np.stack(made, axis=1))
+
+
+def learn(raw: Raw) -> dict[str, Any]:
+    """What `new_rows` needs to know of a table of inputs alone, by all of its rows.
+
+    Raises:
+        ValueError: the table is wrong; the message has row and column.
+    """
+    columns = {name: _values(raw, name) for name in raw.frame.columns}
+    rows = torch.arange(len(raw.frame))
+    plan = _plan(raw, columns, rows)
+    _, facts = standardisation(encode(columns, plan), rows)
+    return {"inputs": facts, "columns": plan}
 
 
 def new_rows(raw: Raw, preprocessing: Mapping[str, Any]) -> tuple[Tensor, list[str]]:

@@ -90,8 +90,9 @@ def save(
         preprocessing: what callers must do to inputs, in JSON's types and tensors; recorded.
         metadata: anything else worth recording, likewise. The model card shows ``model``, ``data``,
             ``net``, ``seed``, ``epochs``, ``kept`` and ``units`` (by group),
-            ``max_abs_diff_masked_compact``, and ``scores``: for ``dense``, ``ensemble`` and
-            ``compact`` any of ``accuracy``, ``rmse``, ``nll`` and ``ece``.
+            ``max_abs_diff_masked_compact``, ``cautions`` (sentences), and ``scores``: for
+            ``dense``, ``trained``, ``ensemble`` and ``compact`` any of ``accuracy``, ``rmse``,
+            ``nll`` and ``ece``, of the rows that ``scored_on`` names (the test set).
         overwrite: replace these files where the folder is not empty; those of an earlier export
             that are not written again are removed.
 

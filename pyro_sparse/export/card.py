@@ -36,6 +36,7 @@ def model_card(config: Mapping[str, Any], bench: Mapping[str, Any] | None = None
     """
     parts = [
         _introduction(config),
+        "\n".join(f"- {one}" for one in _about(config).get("cautions", [])),
         _scores(config),
         _formats(config),
         _size(config),
@@ -97,12 +98,14 @@ def _scores(config: Mapping[str, Any]) -> str:
     ]
     names = {
         "dense": "dense network of the same architecture, trained alone",
+        "trained": "trained network that this one was cut out of",
         "ensemble": "full-size posterior, average of draws",
         "compact": "one compact network at posterior means" if config["draws"] else "this network",
         "exported": f"this network, average of its {config['draws']} draws",
     }
     rows = []
-    for which in ("dense", "ensemble", "compact", "exported"):
+    first = "trained" if "trained" in scores else "dense"
+    for which in (first, "ensemble", "compact", "exported"):
         row = scores.get(which)
         if row is None and which == "exported":
             continue
@@ -110,7 +113,7 @@ def _scores(config: Mapping[str, Any]) -> str:
             form.format(row[key]) if row and key in row else MISSING for key, _, form in columns
         ]
         rows.append([names[which], *cells])
-    text = "\n## How good\n\nOn the test set.\n\n"
+    text = f"\n## How good\n\nOn {about.get('scored_on', 'the test set')}.\n\n"
     text += _table(["", *(title for _, title, _ in columns)], rows)
     if "ece" in [key for key, _, _ in columns]:
         text += "\nCalibration error: expected calibration error of the top class, 15 bins.\n"

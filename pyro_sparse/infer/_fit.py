@@ -104,7 +104,7 @@ class BatchCheck:
         x: a couple of examples, which reveal what the network makes of one.
     """
 
-    def __init__(self, model: SparseModel, x: Tensor | Several) -> None:
+    def __init__(self, model: SparseModel, x: Any) -> None:
         self.model = model
         with torch.no_grad():
             rows = model.initial_rows()

@@ -75,7 +75,8 @@ def without_evidence(
             # What is mapped from an auxiliary draw, as in Pyro's autoguides, differs in the next.
             with torch.no_grad(), torch.random.fork_rng([]), own_parameters(model, guide):
                 again = poutine.trace(guide).get_trace(*args, **kwargs).nodes[name]
-            if torch.equal(q.nodes[name]["value"], again["value"]):
+            first, second = q.nodes[name]["value"], again["value"]
+            if first is not None and second is not None and torch.equal(first, second):
                 return f"{name} is a point estimate"
         if isinstance(prior, NormalJeffreys | ImproperUniform):
             return f"the prior of {name} is improper"

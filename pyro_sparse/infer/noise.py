@@ -13,7 +13,7 @@ nats.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ __all__ = ["NoiseOptimum"]
 ROWS = 8192
 """Examples, at least, whose errors are looked at where there are so many: log β then is known to
 √(2 / ROWS)."""
+TOGETHER = 512
+"""Examples that pass through the network at once."""
 
 
 class NoiseOptimum:
@@ -63,6 +65,15 @@ class NoiseOptimum:
         while rows - len(self._recent[0][1]) >= min(ROWS, self.model.num_data):
             rows -= len(self._recent.popleft()[1])
 
+    def _together(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, joined to about `TOGETHER` rows: what a pass costs is mostly Python."""
+        assert self._recent
+        each = max(1, TOGETHER // max(len(y) for _, y in self._recent))
+        batches = list(self._recent)
+        for first in range(0, len(batches), each):
+            xs, ys = zip(*batches[first : first + each], strict=True)
+            yield torch.cat(xs), torch.cat(ys)
+
     @torch.no_grad()
     def settle(self, draws: int = 4, mean: Callable[[Tensor], list[float]] = Tensor.tolist) -> None:
         """Move q(noise precision) to its optimum given the rest of the guide.
@@ -79,7 +90,7 @@ class NoiseOptimum:
         elbo = ELBO()
         errors, count = model.output_scale.new_zeros((), dtype=torch.float64), 0
         with nets.kept_statistics(model.net), own_parameters(model, self.guide):
-            for x, y in self._recent:
+            for x, y in self._together():
                 x, y = x.to(errors.device), y.to(errors.device)
                 for _ in range(draws):
                     sites, _ = elbo._get_trace(model, self.guide, (x, y), {})

@@ -346,6 +346,9 @@ class _Swept:
             matrix[:, block] = sign * scaled
             matrix[block, :] = sign * scaled.T
             matrix[block, block] = -pivot
+            # Rounding that is not symmetric grows with every flip, by a factor of its own.
+            matrix += matrix.T.copy()
+            matrix *= 0.5
         self.inside[i] = ~self.inside[i]
         self._flips += 1
         if self._flips == REFRESH:

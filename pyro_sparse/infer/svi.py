@@ -102,7 +102,7 @@ class SVI(pyro.infer.SVI):
         """Note the parameters of a trace: what moves is what Pyro was told of, as in stock SVI."""
         known = {id(value) for value in self._read.parameters()}
         stored = self._read.get_submodule("stored")
-        new = []
+        new: list[Tensor] = []
         for name, site in trace.nodes.items():
             if site["type"] != "param":
                 continue
@@ -123,11 +123,12 @@ class SVI(pyro.infer.SVI):
         optim: Any = self.optim
         if type(optim) is not PyroOptim or callable(optim.pt_optim_args) or optim.pt_clip_args:
             return None
-        make, parameters = optim.pt_optim_constructor, self._moving
+        make: Callable[..., torch.optim.Optimizer] = optim.pt_optim_constructor
+        parameters = self._moving
         plain = all(value.device.type == "cpu" for value in parameters)
         if make is torch.optim.Adam and plain and len({v.dtype for v in parameters}) == 1:
             make = FusedAdam
-        return make(parameters, **optim.pt_optim_args)  # type: ignore[no-any-return]
+        return make(parameters, **optim.pt_optim_args)
 
     def _terms(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Tensor | None]:
         """Loss and gradients, from a tape where there is one."""

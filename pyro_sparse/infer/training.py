@@ -43,6 +43,8 @@ __all__ = ["RETRY_FACTOR", "Objective", "Run", "Training", "length"]
 
 DRAWS, LAST_DRAWS = 4, 32
 """Draws for the errors that the noise precision is set by, after an epoch and after the last."""
+SETTLE = 16
+"""Steps before the noise precision is set anew, where epochs are shorter."""
 
 RETRY_FACTOR = 0.5
 """All learning rates are multiplied by this when training goes back after a divergence."""
@@ -251,7 +253,10 @@ class Training:
         broken = broken_parameter(self.guide)
         if broken is not None:
             raise Divergence(broken, number, running.steps)
-        self.noise.settle(LAST_DRAWS if number == self.epochs else DRAWS, self._mean)
+        if number == self.epochs:
+            self.noise.settle(LAST_DRAWS, self._mean)
+        elif number % max(1, SETTLE // running.steps) == 0:
+            self.noise.settle(DRAWS, self._mean)
         loss, log_likelihood, kl = (total / running.steps for total in running.totals)
         return {
             "epoch": number,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.optim import PyroOptim
 
 from pyro_sparse.infer import ELBO, SVI, schedules
 from pyro_sparse.models import SparseModel
@@ -145,7 +146,7 @@ def compare_guides(
                         f"({', '.join(name for name, _ in given.named_parameters())}), which every "
                         "guide would move: train one guide at a time, by pyro_sparse.infer.SVI"
                     )
-                svi = SVI(model, own, pyro.optim.Adam({"lr": lr}), ELBO(num_particles))
+                svi = SVI(model, own, PyroOptim(torch.optim.Adam, {"lr": lr}), ELBO(num_particles))
                 started, found = time.perf_counter(), []
                 for step in range(steps):
                     found.append(svi.step(*args, **kwargs))

@@ -90,7 +90,7 @@ class SitePosterior(Fitted):
             ``(num_samples, ...)`` by site that the guide does not have.
         """
         given, options = (args, kwargs) if args or kwargs else (self.args, self.kwargs)
-        draws = []
+        draws: list[dict[str, Any]] = []
         with measuring(self.model, self.guide):
             for _ in range(num_samples):
                 latent = draw(self.model, self.guide, *self.args, **self.kwargs)
@@ -175,7 +175,8 @@ class SitePosterior(Fitted):
         for name, values in self.draws(num_samples).items():
             low, high = values.double().quantile(torch.tensor([0.025, 0.975]).double(), 0)
             for index in _indices(values.shape[1:]):
-                own = values[(slice(None), *index)].double()
+                place: Any = (slice(None), *index)
+                own = values[place].double()
                 known = inclusion.get(name)
                 label = f"{name}{list(index)}" if index else name
                 lines[label] = {

@@ -96,7 +96,10 @@ def pruned_network(posterior: Posterior, keep: Mapping[str, Tensor], x: Tensor) 
 
 
 def build(
-    settings: Settings, dataset: data.Dataset, net: nn.Module | None = None
+    settings: Settings,
+    dataset: data.Dataset,
+    net: nn.Module | None = None,
+    likelihood: likelihoods.Likelihood | None = None,
 ) -> tuple[models.SparseModel, Any]:
     """Model and guide of a run, before training.
 
@@ -104,6 +107,7 @@ def build(
         settings: of the run.
         dataset: its data.
         net: the network to start from; a new one when absent.
+        likelihood: of the targets; of classes or normal, as they are, when absent.
 
     Raises:
         ValueError: the network does not fit the data, or an option its model or guide.
@@ -118,13 +122,14 @@ def build(
     # Defaults are left to the constructors: a class may decide one of its parent's options itself.
     for_model = options.of_model(entry).chosen(settings.model_options)
     for_guide = options.of_guide(settings.guide, entry).chosen(settings.guide_options)
+    if likelihood is None:
+        numbers = likelihoods.Normal(rate=settings.noise_rate)
+        likelihood = likelihoods.Categorical() if dataset.classes else numbers
     try:
         model = make_model(
             net,
             dataset.train.x[:2],
-            likelihood=likelihoods.Categorical()
-            if dataset.classes
-            else likelihoods.Normal(rate=settings.noise_rate),
+            likelihood=likelihood,
             num_data=len(dataset.train),
             **for_model,
         )

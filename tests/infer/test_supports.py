@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pyro_sparse as ps
-from pyro_sparse.infer.supports import Linearised, linearised, support_chain
+from pyro_sparse.infer.supports import Linearised, _Swept, linearised, support_chain
 
 LOGIT = math.log(0.3 / 0.7)
 
@@ -115,3 +115,20 @@ def test_the_objective_of_stopped_logits_is_told():
     assert not objective.settled
     assert objective.kl_weight == pytest.approx(0.1 + 0.9 * 9 / 20)
     assert "KL weight of 0.5" in str(ps.Posterior(model, guide).summary())
+
+
+def test_rounding_does_not_grow_over_many_flips():
+    generator = np.random.default_rng(0)
+    inputs = generator.standard_normal((400, 2)) @ generator.standard_normal((2, 10))
+    inputs += 0.3 * generator.standard_normal((400, 10))
+    slopes = 0.3 * (1 + 0.5 * generator.standard_normal((400, 4)))
+    rows = (inputs[:, :, None] * slopes[:, None, :]).reshape(400, 40)
+    law = Linearised(rows.T @ rows, rows.T @ inputs[:, 0], np.arange(10).repeat(4))
+    swept, flips = _Swept(law, 10), generator.integers(10, size=199)
+    for i in flips:
+        swept.flip(int(i))
+    out = ~np.isin(law.owner, np.flatnonzero(swept.inside))
+    whole = law.gram + np.eye(40)
+    left = np.linalg.solve(whole[np.ix_(~out, ~out)], whole[np.ix_(~out, out)])
+    exact = whole[np.ix_(out, out)] - whole[np.ix_(out, ~out)] @ left
+    np.testing.assert_allclose(swept._matrix[:40, :40][np.ix_(out, out)], exact, atol=1e-9)
