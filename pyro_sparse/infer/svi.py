@@ -123,12 +123,13 @@ class SVI(pyro.infer.SVI):
         optim: Any = self.optim
         if type(optim) is not PyroOptim or callable(optim.pt_optim_args) or optim.pt_clip_args:
             return None
-        make: Callable[..., torch.optim.Optimizer] = optim.pt_optim_constructor
+        make: Any = optim.pt_optim_constructor
         parameters = self._moving
         plain = all(value.device.type == "cpu" for value in parameters)
         if make is torch.optim.Adam and plain and len({v.dtype for v in parameters}) == 1:
             make = FusedAdam
-        return make(parameters, **optim.pt_optim_args)
+        optimizer: torch.optim.Optimizer = make(parameters, **optim.pt_optim_args)
+        return optimizer
 
     def _terms(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Tensor | None]:
         """Loss and gradients, from a tape where there is one."""
