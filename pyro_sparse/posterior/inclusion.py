@@ -364,7 +364,10 @@ def select_inputs(
                 "(--kl-start 1 --kl-hold 0 --kl-rise 0), the default with prune_inputs"
             )
         objective = dataclasses.replace(
-            objectives[0], seeds=len(posteriors), chain=all(one.chain for one in objectives)
+            objectives[0],
+            seeds=len(posteriors),
+            chain=all(one.chain for one in objectives),
+            apart=max(one.apart for one in objectives),
         )
         probability = torch.stack([one.inclusion()["input"] for one in posteriors]).mean(0)
     probability = probability.detach().double().cpu()

@@ -97,6 +97,9 @@ def test_fit_keeps_what_the_chain_says_until_the_guide_moves():
     assert objective.chain
     assert objective.settled
     assert objective.estimator == "trapezium"
+    apart = (posterior.inclusion()["input"] - posterior.guide_inclusion()["input"]).abs().max()
+    assert 0 < objective.apart == pytest.approx(float(apart))
+    assert f"at most {objective.apart:.2f} away" in str(posterior.summary())
     with torch.no_grad():
         guide.input_gate.inclusion_logits += 1.0
     assert not posterior.objective().chain
