@@ -142,7 +142,8 @@ def predictive_scores(
     Returns:
         ``nll`` (nats per example), and ``accuracy`` and ``ece`` for classes, ``rmse`` for numbers;
         RMSE and NLL are in the target's own unit. Beside each but ``ece`` its standard error by
-        the rows, ``nll_error`` and so on; the RMSE's by the delta method.
+        the rows, ``nll_error`` and so on; the RMSE's by the delta method. Where the prediction is
+        neither a number nor probabilities for each target, ``nll`` alone.
     """
     natural: list[Tensor] = []
     logs: list[Tensor] = []
@@ -160,11 +161,15 @@ def predictive_scores(
     scores = {"nll": -float(log_densities.mean()), "nll_error": _error(log_densities)}
     if probabilities is None:
         # A density per standardised unit, turned into one per unit of the target.
-        scores["nll"] += math.log(target_scale)
-        squares = (prediction - y).double().square()
+        scores["nll"] += math.log(target_scale) * y[:1].numel()
+        if prediction.shape != y.shape:  # nothing that a target could be taken from
+            return scores
+        squares = (prediction - y).double().square().reshape(len(y), -1).mean(1)
         rmse = math.sqrt(float(squares.mean()))
         scores["rmse"] = rmse * target_scale
         scores["rmse_error"] = _error(squares) / (2 * rmse) * target_scale if rmse else 0.0
+        return scores
+    if probabilities.dim() != 2 or y.dim() != 1:
         return scores
     right = (probabilities.argmax(-1) == y).double()
     return scores | {

@@ -168,11 +168,10 @@ def test_segmentation_with_a_likelihood_of_ones_own():
     posterior = ps.Posterior(model, guide)
     predicted = posterior.predict(images, 10).mean(0).argmax(1)
     assert float((predicted == labels).double().mean()) > 0.9
-    assert posterior.to_arviz(images, labels, num_samples=2)["log_likelihood"]["y"].shape == (
-        1,
-        2,
-        40,
-    )
+    recorded = posterior.to_arviz(images, labels, num_samples=2)
+    assert recorded["log_likelihood"]["y"].shape == (1, 2, 40)
+    scores = posterior.evaluate(images, labels)
+    assert {name.partition("_")[0] for name in scores} == {"nll"}  # no rate, no RMSE of classes
     with pytest.raises(ValueError, match=r"expected targets of shape \(\d+, 8, 8\)"):
         ps.fit(model, guide, ps.data.Batches(images, labels[:, 0], 20), epochs=1, progress=False)
 
@@ -184,5 +183,7 @@ def test_an_autoencoder():
     model = ps.models.SpikeSlabGaussian(net, x[:2], likelihood=Reconstruction(), num_data=60)
     guide = ps.guides.for_model(model)
     ps.fit(model, guide, ps.data.Batches(x, x, 20), epochs=150, lr=2e-2, progress=False)
-    error = (ps.Posterior(model, guide).predict(x, 20).mean(0) - x).square().mean()
+    posterior = ps.Posterior(model, guide)
+    error = (posterior.masked(x) - x).square().mean()
     assert float(error) < 0.3 * float(x.var())
+    assert posterior.evaluate(x, x)["rmse_compact"] == pytest.approx(float(error) ** 0.5)
