@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
-__all__ = ["Example", "Inputs", "Several", "as_rows", "named_tensors"]
+__all__ = ["Example", "Inputs", "Several", "as_rows", "joined", "named_tensors"]
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, several by position, or several by name."""
@@ -172,6 +172,18 @@ class Several:
 def as_rows(x: Any) -> Any:
     """A tensor as it is; a tuple, list or dictionary of several as one thing of rows."""
     return Several(x) if isinstance(x, tuple | list | Mapping) else x
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """The rows of several batches, tensors or `Several`, as one batch."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    columns = zip(*(part.tensors for part in parts), strict=True)
+    return first.replaced(
+        torch.cat(column) if column[0].ndim and len(column[0]) == len(first) else column[0]
+        for column in columns
+    )
 
 
 def named_tensors(outputs: Any) -> dict[str, Tensor]:

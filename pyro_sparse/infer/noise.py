@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_sparse import nets
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.guides.families import GammaFamily
+from pyro_sparse.inputs import joined
 from pyro_sparse.likelihoods import Normal
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
@@ -72,7 +73,7 @@ class NoiseOptimum:
         batches = list(self._recent)
         for first in range(0, len(batches), each):
             xs, ys = zip(*batches[first : first + each], strict=True)
-            yield torch.cat(xs), torch.cat(ys)
+            yield joined(xs), torch.cat(ys)
 
     @torch.no_grad()
     def settle(self, draws: int = 4, mean: Callable[[Tensor], list[float]] = Tensor.tolist) -> None:

@@ -232,6 +232,11 @@ def _look(loader: Loader) -> tuple[Tensor, Tensor, int]:
     for batch in loader:
         if not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise ValueError(f"expected batches (x, y) from the loader, got {type(batch).__name__}")
+        if not isinstance(batch[0], Tensor):
+            raise ValueError(
+                f"expected networks of one input, got batches of {type(batch[0]).__name__}; for "
+                "several use pyro_sparse.fit and Posterior, which take them"
+            )
         if size < STATISTICS:
             xs.append(batch[0])
             ys.append(batch[1])

@@ -134,6 +134,27 @@ def test_inputs_that_do_not_fit(x, message):
             ps.Posterior(model, guide).masked(x)
 
 
+def test_learnt_noise_of_several_inputs():
+    y = X[:, 0] - Z[:, 0]
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 1), nn.Linear(3, 1)
+
+        def forward(self, x, z):
+            return self.a(x) + self.b(z)
+
+    torch.manual_seed(0)
+    model = ps.models.ReducibleGaussian(
+        Sum(), (X[:2], Z[:2]), likelihood=ps.likelihoods.Normal(), num_data=60
+    )
+    guide = ps.guides.for_model(model)
+    loader = ps.data.Batches((X, Z), y, 20)
+    ps.fit(model, guide, loader, epochs=100, lr=2e-2, progress=False)
+    assert ps.Posterior(model, guide).evaluate((X, Z), y)["rmse_compact"] < 0.3
+
+
 # -- targets ---------------------------------------------------------------------------------------
 
 
