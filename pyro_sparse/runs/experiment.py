@@ -136,7 +136,7 @@ def build(
         if make_guide is guides.Automatic:
             own = guides.for_model(model)
             return model, make_guide(model, settings.guide, own, **for_guide)
-        return model, make_guide(model, **for_guide)
+        return model, guides.as_guide(model, make_guide(model, **for_guide))
     except TypeError as error:
         given = {**for_model, **for_guide}
         raise ValueError(f"{settings.model} cannot be made with {given}: {error}") from error

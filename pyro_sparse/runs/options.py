@@ -124,7 +124,8 @@ def guide_maker(guide: str, model: Any) -> Any:
     """What makes the guide of a run: a class, or a function of the model.
 
     Args:
-        guide: ``"matched"``, one of `AUTOGUIDES` or ``package.module:Class``.
+        guide: ``"matched"``, one of `AUTOGUIDES` or ``package.module:Class``: whatever makes a
+            guide of a model, such as a function that returns one that is a function, too.
         model: the model's class.
 
     Raises:

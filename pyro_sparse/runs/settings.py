@@ -137,7 +137,8 @@ class Settings:
             :func:`~pyro_sparse.infer.schedules.cheap` when None, and 1 the paper's objective
             throughout.
         guide: ``"matched"``, the model's own; one of :data:`pyro_sparse.names.AUTOGUIDES`, for
-            models with continuous latents, where nothing is pruned; or ``package.module:Class``.
+            models with continuous latents, where nothing is pruned; or ``package.module:Class``, or
+            a function there that makes a guide, any Pyro callable, of a model.
         guide_options: what its constructor takes, see `pyro_sparse.guides`.
         noise_rate: of regressions: rate of the prior Gamma(1, rate) of the noise precision, of
             targets with standard deviation 1. It adds ``2 · noise_rate`` to their sum of squared

@@ -3,6 +3,8 @@
 import dataclasses
 import typing
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -164,6 +166,28 @@ def test_a_function_that_makes_the_guide(mine, table, monkeypatch):
             experiment.build(entry_settings("mine:wdth=5", table), table)
     finally:
         guides.for_model.register(Mine, made)
+
+
+def point_guide(model, *, spread=0.1):
+    """A guide that is a function, of any model whose latents are rows."""
+    start = model.initial_rows()
+
+    def guide(x=None, y=None):
+        for group in model.layers:
+            loc = pyro.param(f"{group.name}.loc", start[group.name].clone())
+            pyro.sample(f"{group.name}.rows", dist.Normal(loc, spread).to_event(2))
+
+    return guide
+
+
+def test_a_guide_that_is_a_function(table):
+    with pyro.get_param_store().scope():
+        written = f"bmr:guide={__name__}:point_guide,spread=0.2"
+        model, guide = experiment.build(entry_settings(written, table), table)
+        assert isinstance(guide, guides.HandWritten)
+        loader = data.Batches(table.train.x, table.train.y, 50)
+        run = infer.fit(model, guide, loader, epochs=1, progress=False)
+        assert len(run.history) == 1
 
 
 class Clashing(models.SpikeSlabGaussian):
