@@ -14,7 +14,7 @@ from pyro_sparse.distributions import MarkovChain, SpikeAndSlab
 
 from . import arviz
 from .diagnostics import KHat, khat
-from .draws import Draw, base_law, draw, measuring
+from .draws import Draw, base_law, draw, measuring, scoring
 from .fitted import Fitted
 
 __all__ = ["SiteContraction", "SitePosterior"]
@@ -53,6 +53,7 @@ class SitePosterior(Fitted):
         super().__init__(model, guide)
         self.args, self.kwargs = args, kwargs
 
+    @scoring()
     def inclusion(self, num_samples: int = 100) -> dict[str, Tensor]:
         """Posterior inclusion probabilities by site, in the site's batch shape, float64.
 
@@ -108,6 +109,7 @@ class SitePosterior(Fitted):
                 )
         return {name: torch.stack([one[name] for one in draws]) for name in draws[0]}
 
+    @scoring()
     def contraction(self, num_samples: int = 500) -> dict[str, SiteContraction]:
         """Prior and posterior moments of every latent site, by draws of both.
 
@@ -160,6 +162,7 @@ class SitePosterior(Fitted):
         }
         return arviz.build(arrays, {}, {})
 
+    @scoring()
     def summary(self, num_samples: int = 500) -> Any:
         """A DataFrame with a line a number of each latent site: mean, deviation, 95 % interval.
 
