@@ -395,6 +395,11 @@ def _check_loader(
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; expected at least one batch of (x, y)")
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        parts = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise ValueError(
+            f"expected the loader to give batches (x, y), got a {type(batch).__name__}{parts}"
+        )
     x, y = as_rows(batch[0]), batch[1]
     check_data(model, x, y, f"first batch of the {what}")
     return x[:4], y[:4], len(x)
