@@ -44,7 +44,8 @@ __all__ = ["RETRY_FACTOR", "Objective", "Run", "Training", "length"]
 DRAWS, LAST_DRAWS = 4, 32
 """Draws for the errors that the noise precision is set by, after an epoch and after the last."""
 SETTLE = 16
-"""Steps before the noise precision is set anew, where epochs are shorter."""
+"""Steps before the noise precision is set anew, where epochs are shorter; fewer at the beginning,
+when it moves fast, and decides with which noise units compete."""
 
 RETRY_FACTOR = 0.5
 """All learning rates are multiplied by this when training goes back after a divergence."""
@@ -255,7 +256,7 @@ class Training:
             raise Divergence(broken, number, running.steps)
         if number == self.epochs:
             self.noise.settle(LAST_DRAWS, self._mean)
-        elif number % max(1, SETTLE // running.steps) == 0:
+        elif number % max(1, min(SETTLE // running.steps, number // 10)) == 0:
             self.noise.settle(DRAWS, self._mean)
         loss, log_likelihood, kl = (total / running.steps for total in running.totals)
         return {
