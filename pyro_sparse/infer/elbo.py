@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_sparse.distributions.kl import is_closed
-from pyro_sparse.inputs import Several, as_rows
+from pyro_sparse.inputs import Several
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.precision import autocast_suspended
 from pyro_sparse.ranges import whole
@@ -141,12 +141,9 @@ class ELBO(PyroELBO):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One run of each: the sample sites of the model and of the guide, by name."""
         # The first argument is the batch of inputs; without one there is no layer to sample.
-        batch = as_rows(args[0]) if args else None
-        if not isinstance(batch, Several) and not (isinstance(batch, Tensor) and batch.dim()):
-            batch = None
-        examples = None
-        if self.local_reparameterisation and batch is not None:
-            examples = len(batch)
+        batch: Any = args[0] if args else None
+        rows = isinstance(batch, Several) or (isinstance(batch, Tensor) and batch.dim() > 0)
+        examples = len(batch) if self.local_reparameterisation and rows else None
         with _Record() as guide_record, LocalReparameterisation(examples):
             guide(*args, **kwargs)
         with _Record(guide_record) as model_record:

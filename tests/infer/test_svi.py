@@ -187,6 +187,27 @@ def test_a_parameter_that_comes_later_moves():
     assert len(calls) < 80  # some steps ran without Python
 
 
+def test_arguments_that_are_no_tensors():
+    """The first argument of a plain model need not be a batch of inputs."""
+
+    def model(scales, x, y):
+        with pyro.plate("data", len(x)):
+            weight = pyro.sample("weight", dist.Normal(0.0, scales[0]))
+            pyro.sample("y", dist.Normal(x[:, 0] * weight, scales[1]), obs=y)
+
+    def guide(scales, x, y):
+        loc = pyro.param("loc", torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("weight", dist.Normal(loc, 0.1))
+
+    for scales in ([1.0, 0.5], (1.0, 0.5), {0: 1.0, 1: 0.5}):
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}))
+        losses = [svi.step(scales, *data()) for _ in range(STEPS)]
+        assert losses[-1] < losses[0]
+        assert svi.reason is None
+        pyro.clear_param_store()
+
+
 def test_what_cannot_be_recorded_runs_as_it_is():
     def peeking(x, y):
         mean_field(x, y)
