@@ -16,33 +16,24 @@ from pyro.infer.autoguide import (
     AutoNormal,
     init_to_value,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_sparse.distributions import SpikeAndSlab
+from pyro_sparse.distributions.kl import innermost_law
 from pyro_sparse.graph import Group
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.names import AUTOGUIDES
 
 from .base import GroupGuide
+from .families import Read
 
 __all__ = ["Automatic"]
 
 CLASSES: dict[str, Callable[..., AutoGuide]] = dict(
     zip(AUTOGUIDES, (AutoNormal, AutoLowRankMultivariateNormal, AutoDelta), strict=True)
 )
-
-
-class _Fixed(nn.Module):
-    """The law of a point mass at what ``value`` returns."""
-
-    def __init__(self, value: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self) -> dist.Delta:
-        return dist.Delta(self.value())
 
 
 class Automatic(GroupGuide):
@@ -86,14 +77,13 @@ class Automatic(GroupGuide):
             self.auto = CLASSES[name](self._latents, init_loc_fn=init, **options)
             self.auto()  # makes the parameters
         if self.noise_precision is not None:
-            median: Any = _Fixed(lambda: self._medians()["noise_precision"])
+            median: Any = Read(lambda: dist.Delta(self._medians()["noise_precision"]))
             self.noise_precision = median
 
     def _latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The model's latents without its data plate, which would be the guide's as well."""
         (model,) = self._model
-        rows, _ = model.latents()
-        model.likelihood.sites()
+        rows, *_ = model.statements()
         return rows
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
@@ -109,17 +99,14 @@ class Automatic(GroupGuide):
 
     def mean_rows(self) -> dict[str, Tensor]:
         """The effective rows at the posterior medians of all latents."""
-        medians = self._medians()
-        with poutine.block(), poutine.condition(data=medians):
-            return {name: rows.detach() for name, rows in self._latents().items()}
+        (model,) = self._model
+        return model.rows_at(self._medians())
 
 
 def _check_continuous(model: SparseModel, laws: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` where a latent's law has no bijection to real numbers."""
     for name, law in laws.items():
-        base = law
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
+        base = innermost_law(law)
         try:
             if isinstance(base, SpikeAndSlab):
                 raise NotImplementedError

@@ -27,9 +27,25 @@ __all__ = [
     "InclusionGate",
     "LogNormalFamily",
     "NormalFamily",
+    "Read",
     "SpikeSlabRows",
     "spike_and_slab",
 ]
+
+
+class Read(nn.Module):
+    """A law that is known elsewhere, and is asked for there each time.
+
+    Args:
+        law: gives it.
+    """
+
+    def __init__(self, law: Callable[[], TorchDistributionMixin]) -> None:
+        super().__init__()
+        self.law = law
+
+    def forward(self) -> TorchDistributionMixin:
+        return self.law()
 
 
 def spike_and_slab(

@@ -7,28 +7,18 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Independent, MaskedDistribution
 from torch import Tensor, nn
 
 from pyro_sparse.distributions import SpikeAndSlab
+from pyro_sparse.distributions.kl import base_law
 from pyro_sparse.graph import Group
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import StoredParameters, own_parameters
 
 from .base import GroupGuide
+from .families import Read
 
 __all__ = ["HandWritten"]
-
-
-class _Law(nn.Module):
-    """The law that the guide has at a site now."""
-
-    def __init__(self, read: Callable[[], Any]) -> None:
-        super().__init__()
-        self.read = read
-
-    def forward(self) -> Any:
-        return self.read()
 
 
 class HandWritten(GroupGuide):
@@ -69,7 +59,7 @@ class HandWritten(GroupGuide):
             ) from error
         _check_sites(model, trace)
         if self.noise_precision is not None:
-            noise: Any = _Law(lambda: self._laws()["noise_precision"])
+            noise: Any = Read(lambda: self._laws()["noise_precision"])
             self.noise_precision = noise
         if self.inclusion_logits():
             self.keep_kl_weights()
@@ -86,7 +76,7 @@ class HandWritten(GroupGuide):
         with torch.random.fork_rng([]), own_parameters(self), poutine.block():
             trace = poutine.trace(self.written).get_trace()
         return {
-            name: _base(site["fn"])
+            name: base_law(site["fn"])
             for name, site in trace.nodes.items()
             if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
         }
@@ -125,26 +115,13 @@ class HandWritten(GroupGuide):
                     f"the network at posterior means needs the mean of the guide's site {name!r}, "
                     f"and a {type(law).__name__} does not have it"
                 ) from None
-        with own_parameters(model), poutine.block(), poutine.condition(data=means):
-            rows, _ = model.latents()
-        return {name: value.detach() for name, value in rows.items()}
-
-
-def _base(law: Any) -> Any:
-    while isinstance(law, Independent | MaskedDistribution):
-        law = law.base_dist
-    return law
+        return model.rows_at(means)
 
 
 def _check_sites(model: SparseModel, trace: Any) -> None:
     """Raise ``ValueError`` unless the guide has the model's latent sites, of their shapes."""
-
-    def latents() -> None:
-        model.latents()
-        model.likelihood.sites()
-
     with torch.random.fork_rng([]), torch.no_grad(), own_parameters(model):
-        wanted = poutine.trace(latents).get_trace()
+        wanted = poutine.trace(model.statements).get_trace()
 
     def shapes(own: Any) -> dict[str, tuple[int, ...]]:
         return {

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from pyro_sparse.graph import (
 )
 from pyro_sparse.inputs import Example, Inputs
 from pyro_sparse.likelihoods import Categorical, Likelihood
-from pyro_sparse.modules import LocalPyroModule
+from pyro_sparse.modules import LocalPyroModule, own_parameters
 from pyro_sparse.precision import network_autocast
 from pyro_sparse.ranges import positive, whole
 from pyro_sparse.threads import ALONE
@@ -303,6 +304,21 @@ class SparseModel(LocalPyroModule):
     def latents(self) -> tuple[dict[str, Tensor], Tensor | None]:
         """Sample the rows, see `rows`, and the input gate, in the order in which the guide does."""
         return self.rows(), self.input_gate()
+
+    def statements(self) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+        """All latents without the data: `latents`, and those of the likelihood."""
+        rows, gate = self.latents()
+        return rows, gate, self.likelihood.sites()
+
+    def rows_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The effective rows with every latent at a value.
+
+        Args:
+            values: by site.
+        """
+        with own_parameters(self), poutine.block(), poutine.condition(data=values):
+            rows, _ = self.latents()
+        return {name: value.detach() for name, value in rows.items()}
 
     def input_columns(self) -> dict[str, Tensor]:
         """For every group that reads the inputs, which of them each column of its rows reads.

@@ -54,6 +54,20 @@ from pyro_sparse.distributions.tied_normal import TiedNormal
 from pyro_sparse.distributions.truncated import LogUniform, TruncatedLogNormal, TruncatedNormal
 
 
+def base_law(law: Any) -> Any:
+    """``law`` without its masks and reinterpreted dimensions."""
+    while isinstance(law, Independent | MaskedDistribution):
+        law = law.base_dist
+    return law
+
+
+def innermost_law(law: Any) -> Any:
+    """``law`` without anything around it: masks, reinterpreted dimensions, transforms."""
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return law
+
+
 @register_kl(SpikeAndSlab, SpikeAndSlab)
 def _kl_spike_and_slab(p: SpikeAndSlab, q: SpikeAndSlab) -> Tensor:
     r"""KL(Bernoulli(γ) ‖ Bernoulli(λ)) + γ KL(slab ‖ slab): an excluded event pays for no slab."""
@@ -69,8 +83,7 @@ def _kl_spike_and_slab(p: SpikeAndSlab, q: SpikeAndSlab) -> Tensor:
 @register_kl(SpikeAndSlab, Distribution)
 def _kl_from_continuous(p: SpikeAndSlab, q: Distribution) -> Tensor:
     """Infinite; estimated by densities at a draw it would be a number without a meaning."""
-    while hasattr(q, "base_dist"):
-        q = q.base_dist
+    q = innermost_law(q)
     library = type(q).__module__.split(".")[0]
     if library not in ("torch", "pyro") or isinstance(q, _PERHAPS_WITH_ATOMS):
         raise NotImplementedError(f"KL of {p!r} from {q!r}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_sparse import nets
 from pyro_sparse.distributions import NormalJeffreys
+from pyro_sparse.distributions.kl import innermost_law
 from pyro_sparse.graph import evaluating
 from pyro_sparse.guides import GroupGuide
 from pyro_sparse.inputs import as_rows
@@ -70,7 +71,7 @@ def without_evidence(
     for name, site in p.nodes.items():
         if site["type"] != "sample" or site["is_observed"] or name not in q.nodes:
             continue
-        prior, law = _base(site["fn"]), _base(q.nodes[name]["fn"])
+        prior, law = innermost_law(site["fn"]), innermost_law(q.nodes[name]["fn"])
         if isinstance(law, Delta) and not isinstance(prior, Delta):
             # What is mapped from an auxiliary draw, as in Pyro's autoguides, differs in the next.
             with torch.no_grad(), torch.random.fork_rng([]), own_parameters(model, guide):
@@ -81,12 +82,6 @@ def without_evidence(
         if isinstance(prior, NormalJeffreys | ImproperUniform):
             return f"the prior of {name} is improper"
     return None
-
-
-def _base(law: Any) -> Any:
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    return law
 
 
 def lower_bound(

@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_sparse.distributions.kl import is_closed
+from pyro_sparse.distributions.kl import innermost_law, is_closed
 from pyro_sparse.inputs import Several
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.precision import autocast_suspended
@@ -310,9 +310,7 @@ def _may_have_score(law: Any) -> bool:
     """Whether draws of ``law`` may carry less than the whole gradient."""
     if not law.has_rsample:
         return True
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    return getattr(type(law), "score_parts", _STOCK_SCORES) is not _STOCK_SCORES
+    return getattr(type(innermost_law(law)), "score_parts", _STOCK_SCORES) is not _STOCK_SCORES
 
 
 def _closed_kl(q: Any, p: Any) -> Tensor | None:

@@ -25,11 +25,12 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_sparse.distributions import SpikeAndSlab
+from pyro_sparse.distributions.kl import base_law
 from pyro_sparse.infer import without_evidence
 from pyro_sparse.models import SparseModel
 from pyro_sparse.names import text_table
 
-from .draws import base_law, draw, exact_trace, log_density, measuring
+from .draws import draw, exact_trace, log_density, measuring
 
 __all__ = [
     "Calibration",

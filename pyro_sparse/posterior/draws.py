@@ -21,6 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_sparse.distributions import RelaxedSpikeAndSlab, SpikeAndSlab
+from pyro_sparse.distributions.kl import base_law
 from pyro_sparse.graph import evaluating
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
@@ -30,20 +31,12 @@ __all__ = [
     "Draw",
     "ExactDraws",
     "Included",
-    "base_law",
     "draw",
     "exact_law",
     "exact_trace",
     "log_density",
     "measuring",
 ]
-
-
-def base_law(law: Any) -> Any:
-    """``law`` without its masks and reinterpreted dimensions."""
-    while isinstance(law, Independent | MaskedDistribution):
-        law = law.base_dist
-    return law
 
 
 def exact_law(law: Any) -> Any:

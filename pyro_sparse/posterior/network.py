@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_sparse import nets
 from pyro_sparse.graph import Group, evaluating
 from pyro_sparse.guides import GroupGuide, as_guide
-from pyro_sparse.inputs import Several, as_rows
+from pyro_sparse.inputs import Several, as_rows, tensors_of
 from pyro_sparse.models import SparseModel
 from pyro_sparse.precision import full_precision
 from pyro_sparse.ranges import whole
@@ -102,10 +102,11 @@ class FittedNetwork(Fitted):
         self,
         model: SparseModel,
         guide: GroupGuide | Callable[..., Any],
-        inputs: Tensor | None = None,
+        inputs: Any = None,
     ) -> None:
         super().__init__(model, as_guide(model, guide))
         self._normalising: tuple[Tensor, ...] = ()
+        inputs = as_rows(inputs)
         if inputs is not None and nets.normalisations(model.net):
             # In random order: data sets are often sorted by class.
             generator = torch.Generator().manual_seed(0)
@@ -250,7 +251,7 @@ class FittedNetwork(Fitted):
     def _rows(self, x: Any) -> Any:
         """Inputs, one tensor or several, that go with the model's example."""
         x, example = as_rows(x), self.model.graph.example
-        given = x.tensors if isinstance(x, Several) else [x] if isinstance(x, Tensor) else []
+        given = tensors_of(x) if isinstance(x, Several | Tensor) else []
         shapes, wanted = ([v.shape[1:] for v in values] for values in (given, example.tensors))
         named = not isinstance(x, Several) or example.like(self.model.net, x)
         if shapes != wanted or not named:
@@ -372,16 +373,12 @@ class FittedNetwork(Fitted):
         for _ in range(num_samples):
             # By draw, so that no context is left open between two of them.
             with measuring(model, self.guide):
-                joint = draw(self._statements, guide, handler=handler)
+                joint = draw(model.statements, guide, handler=handler)
             rows, gate, latents = joint.value
             rows = {name: support.rows(name, value) for name, value in rows.items()}
             if gate is not None and not prior and support.restricted and "input" in support:
                 gate = gate * support["input"].to(gate.dtype)
             yield NetworkDraw(rows, gate, latents, joint)
-
-    def _statements(self) -> Any:
-        rows, gate = self.model.latents()
-        return rows, gate, self.model.likelihood.sites()
 
     def draws(
         self, x: Tensor, num_samples: int = 20, batch_size: int = 4096
@@ -401,7 +398,7 @@ class FittedNetwork(Fitted):
             Output ``(N, ...)`` and, for a likelihood with latents, their values, on the device of
             ``x``.
         """
-        x = self._rows(x)
+        x = as_rows(x)
         for one in self.network_draws(num_samples):
             yield (
                 self.outputs(x, one.rows, one.gate, batch_size),

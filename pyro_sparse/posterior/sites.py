@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from pyro_sparse.distributions import MarkovChain, SpikeAndSlab
+from pyro_sparse.distributions.kl import base_law
 
 from . import arviz
 from .diagnostics import KHat, khat
-from .draws import Draw, base_law, draw, measuring, scoring
+from .draws import Draw, draw, exact_trace, measuring, scoring
 from .fitted import Fitted
 
 __all__ = ["SiteContraction", "SitePosterior"]
@@ -76,8 +78,8 @@ class SitePosterior(Fitted):
         return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
     def draws(self, num_samples: int = 500) -> dict[str, Tensor]:
-        """Draws of all latent sites and deterministic values, ``(num_samples, ...)`` by name."""
-        return _stacked(self.joint_draws(num_samples, *self.args, **self.kwargs), observed=False)
+        """Draws of all latent sites, ``(num_samples, ...)`` by name."""
+        return _stacked(self.joint_draws(num_samples, *self.args, **self.kwargs))
 
     def predictive(self, *args: Any, num_samples: int = 500, **kwargs: Any) -> dict[str, Tensor]:
         """Draws of what the model observes, for other inputs or the same.
@@ -94,19 +96,15 @@ class SitePosterior(Fitted):
         draws: list[dict[str, Any]] = []
         with measuring(self.model, self.guide):
             for _ in range(num_samples):
-                latent = draw(self.model, self.guide, *self.args, **self.kwargs)
-                own = {name: latent.guide.nodes[name]["value"] for name in _latent(latent)}
+                latent = exact_trace(self.guide, *self.args, **self.kwargs)
+                own = {
+                    name: latent.nodes[name]["value"]
+                    for name in latent.stochastic_nodes
+                    if not poutine.util.site_is_subsample(latent.nodes[name])
+                }
                 model = poutine.condition(poutine.uncondition(self.model), data=own)
-                trace = poutine.trace(model).get_trace(*given, **options)
-                draws.append(
-                    {
-                        name: site["value"]
-                        for name, site in trace.nodes.items()
-                        if site["type"] == "sample"
-                        and name not in own
-                        and not poutine.util.site_is_subsample(site)
-                    }
-                )
+                sites = draw(model, None, *given, **options).sites
+                draws.append({name: value for name, value in sites.items() if name not in own})
         return {name: torch.stack([one[name] for one in draws]) for name in draws[0]}
 
     @scoring()
@@ -129,14 +127,9 @@ class SitePosterior(Fitted):
 
     def _prior(self, num_samples: int) -> dict[str, Tensor]:
         with measuring(self.model):
-            draws = [
-                draw(poutine.uncondition(self.model), None, *self.args, **self.kwargs)
-                for _ in range(num_samples)
-            ]
-        names = set(self.draws(1))
-        return {
-            name: values for name, values in _stacked(draws, observed=True).items() if name in names
-        }
+            return _stacked(
+                draw(self.model, None, *self.args, **self.kwargs) for _ in range(num_samples)
+            )
 
     def khat(self, num_samples: int = 1000, **options: Any) -> KHat:
         """Pareto k-hat, joint and by site, see :func:`~pyro_sparse.posterior.diagnostics.khat`."""
@@ -177,7 +170,7 @@ class SitePosterior(Fitted):
         lines = {}
         for name, values in self.draws(num_samples).items():
             low, high = values.double().quantile(torch.tensor([0.025, 0.975]).double(), 0)
-            for index in _indices(values.shape[1:]):
+            for index in np.ndindex(*values.shape[1:]):
                 place: Any = (slice(None), *index)
                 own = values[place].double()
                 known = inclusion.get(name)
@@ -193,25 +186,14 @@ class SitePosterior(Fitted):
         return frame if inclusion else frame.drop(columns="inclusion")
 
 
-def _indices(shape: Sequence[int]) -> list[tuple[int, ...]]:
-    return [tuple(int(i) for i in index) for index in torch.ones(tuple(shape)).nonzero()]
-
-
-def _latent(one: Draw) -> list[str]:
-    """Latent sites of the model that the guide draws."""
-    return [
-        name
-        for name, site in one.prior.nodes.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not poutine.util.site_is_subsample(site)
+def _stacked(draws: Iterable[Draw]) -> dict[str, Tensor]:
+    """The model's latent sites of several draws."""
+    several = [
+        {
+            name: value.detach().cpu()
+            for name, value in one.sites.items()
+            if not one.prior.nodes[name]["is_observed"]
+        }
+        for one in draws
     ]
-
-
-def _stacked(draws: Iterable[Draw], observed: bool) -> dict[str, Tensor]:
-    """Latent sites, or all sample sites, of several draws."""
-    several = [(one, one.sites if observed else _latent(one)) for one in draws]
-    return {
-        name: torch.stack([one.sites[name].detach().cpu() for one, _ in several])
-        for name in several[0][1]
-    }
+    return {name: torch.stack([one[name] for one in several]) for name in several[0]}

@@ -69,6 +69,25 @@ def test_sites_of_an_exact_guide(posterior):
     assert data["prior"]["beta"].shape == (1, 20, 3)
 
 
+def test_predictions_for_another_number_of_rows():
+    """The guide's plates are of the data it was fitted to, and are nothing that is predicted by."""
+
+    def rows(x, y=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean * x, 0.1), obs=y)
+
+    def subsampling(x, y=None):
+        pyro.plate("data", len(x))
+        pyro.sample("mean", dist.Normal(2.0, 0.01))
+
+    posterior = SitePosterior(rows, subsampling, torch.ones(3), Y)
+    predicted = posterior.predictive(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), num_samples=50)
+    assert set(predicted) == {"y"}
+    assert predicted["y"].mean(0) == pytest.approx(torch.arange(1, 6) * 2.0, abs=0.1)
+    assert set(posterior.contraction(20)) == {"mean"}
+
+
 def test_inclusions_below_other_sites_are_averaged():
     chain = MarkovChain(torch.tensor(0.5), torch.tensor([[-1.0, 1.0], [0.0, 2.0]]))
 
