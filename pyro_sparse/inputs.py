@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
-__all__ = ["Example", "Inputs", "Several", "as_rows", "joined", "named_tensors"]
+__all__ = [
+    "Example",
+    "Inputs",
+    "Several",
+    "as_rows",
+    "has_rows",
+    "joined",
+    "named_tensors",
+    "tensors_of",
+]
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, several by position, or several by name."""
@@ -73,15 +82,11 @@ class Inputs:
     def map(self, change: Any) -> Inputs:
         """With every tensor changed."""
 
-        def one(value: Any) -> Any:
-            return change(value) if isinstance(value, Tensor) else value
-
-        return Inputs(tree_map(one, self.args), tree_map(one, self.kwargs))
+        return Inputs(*_mapped(change, (self.args, self.kwargs)))
 
     @property
     def tensors(self) -> list[Tensor]:
-        leaves = tree_leaves((self.args, self.kwargs))
-        return [value for value in leaves if isinstance(value, Tensor)]
+        return _tensors((self.args, self.kwargs))
 
     @property
     def batch(self) -> int:
@@ -91,19 +96,29 @@ class Inputs:
     def rows(self, index: Any) -> Inputs:
         """Some of the examples, of every tensor that has as many as there are."""
         batch = self.batch
-        return self.map(lambda v: v[index] if v.ndim and len(v) == batch else v)
+        return self.map(lambda value: value[index] if has_rows(value, batch) else value)
 
     @property
     def described(self) -> str:
         """Names or places of the tensors with their shapes, for messages."""
-        parts = [f"{tuple(value.shape)}" for value in tree_leaves(self.args) if _is_tensor(value)]
-        for name, value in self.kwargs.items():
-            parts += [f"{name} {tuple(v.shape)}" for v in tree_leaves(value) if _is_tensor(v)]
+        parts = [str(tuple(value.shape)) for value in _tensors(self.args)]
+        for name, given in self.kwargs.items():
+            parts += [f"{name} {tuple(value.shape)}" for value in _tensors(given)]
         return ", ".join(parts)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def has_rows(value: Tensor, count: int) -> bool:
+    """Whether a tensor has a row for each of so many examples, and is not one for all of them."""
+    return value.ndim > 0 and len(value) == count
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _mapped(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same with every tensor changed."""
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 class Several:
@@ -116,7 +131,7 @@ class Several:
 
     def __init__(self, value: Sequence[Any] | Mapping[str, Any]) -> None:
         self.value: Any = dict(value) if isinstance(value, Mapping) else tuple(value)
-        self.tensors = [leaf for leaf in tree_leaves(self.value) if isinstance(leaf, Tensor)]
+        self.tensors = _tensors(self.value)
         if not any(tensor.ndim for tensor in self.tensors):
             raise ValueError(
                 "expected inputs with at least one tensor (batch, ...), got "
@@ -125,8 +140,7 @@ class Several:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Several:
         """With every tensor changed."""
-        one = tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, self.value)
-        return Several(one)
+        return Several(_mapped(change, self.value))
 
     def replaced(self, tensors: Iterable[Tensor]) -> Several:
         """With these tensors in the places of its own."""
@@ -135,7 +149,7 @@ class Several:
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> Several:
         count = len(self)
-        return self.map(lambda v: change(v) if v.ndim and len(v) == count else v)
+        return self.map(lambda value: change(value) if has_rows(value, count) else value)
 
     def __len__(self) -> int:
         return next(len(tensor) for tensor in self.tensors if tensor.ndim)
@@ -174,6 +188,11 @@ def as_rows(x: Any) -> Any:
     return Several(x) if isinstance(x, tuple | list | Mapping) else x
 
 
+def tensors_of(x: Tensor | Several) -> list[Tensor]:
+    """The one tensor, or all of them."""
+    return x.tensors if isinstance(x, Several) else [x]
+
+
 def joined(parts: Sequence[Any]) -> Any:
     """The rows of several batches, tensors or `Several`, as one batch."""
     first = parts[0]
@@ -181,8 +200,7 @@ def joined(parts: Sequence[Any]) -> Any:
         return torch.cat(list(parts))
     columns = zip(*(part.tensors for part in parts), strict=True)
     return first.replaced(
-        torch.cat(column) if column[0].ndim and len(column[0]) == len(first) else column[0]
-        for column in columns
+        torch.cat(column) if has_rows(column[0], len(first)) else column[0] for column in columns
     )
 
 

@@ -234,6 +234,8 @@ class Poisson(Likelihood):
         ValueError: the scale is not positive.
     """
 
+    one_target = True
+
     scale: Tensor
 
     def __init__(self, scale: float = 1.0, *, fractions: bool = False) -> None:
@@ -242,10 +244,9 @@ class Poisson(Likelihood):
         self.fractions = fractions
         self.register_buffer("scale", torch.tensor(float(scale)))
 
-    one_target = True
-
     def distribution(self, output: Tensor, **latents: Tensor) -> TorchDistributionMixin:
-        return dist.Poisson(self.natural(output), validate_args=not self.fractions and None)
+        checked = False if self.fractions else None  # whole numbers only
+        return dist.Poisson(self.natural(output), validate_args=checked)
 
     def natural(self, output: Tensor) -> Tensor:
         return _scalar_output(output, "Poisson").exp() * self.scale.to(output)

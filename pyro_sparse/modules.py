@@ -18,7 +18,7 @@ from torch.distributions import constraints, transform_to
 
 from pyro_sparse.threads import ALONE
 
-__all__ = ["LocalPyroModule", "StoredParameters", "adopt", "own_parameters", "unconstrained"]
+__all__ = ["LocalPyroModule", "StoredParameters", "adopt", "leaves", "own_parameters"]
 
 
 class LocalPyroModule(PyroModule):
@@ -99,10 +99,7 @@ class StoredParameters(nn.Module):
         ):
             trace = poutine.trace(self.function).get_trace(*args, **kwargs)
         known = {id(value) for value in self.parameters()}
-        for name, site in trace.nodes.items():
-            if site["type"] != "param" or site["value"] is None:
-                continue
-            value = unconstrained(site["value"])
+        for name, value in leaves(trace).items():
             if id(value) in known:
                 self._values.setdefault(name, None)
                 continue
@@ -111,10 +108,13 @@ class StoredParameters(nn.Module):
         return trace
 
 
-def unconstrained(value: Any) -> torch.Tensor:
-    """The leaf that moves, of what a ``pyro.param`` statement gave."""
-    leaf: torch.Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
-    return leaf
+def leaves(trace: Any) -> dict[str, torch.Tensor]:
+    """What moves of the ``pyro.param`` statements of a trace, unconstrained, by name."""
+    values = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
+    return {
+        name: value.unconstrained() if hasattr(value, "unconstrained") else value
+        for name, value in values.items()
+    }
 
 
 def adopt(module: nn.Module, name: str, value: Any) -> None:

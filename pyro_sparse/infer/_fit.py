@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_sparse.data import Batches, check
 from pyro_sparse.guides import GroupGuide, as_guide
-from pyro_sparse.inputs import Inputs, Several, as_rows
+from pyro_sparse.inputs import Inputs, Several, as_rows, has_rows, tensors_of
 from pyro_sparse.models import SparseModel
 from pyro_sparse.ranges import whole
 
@@ -76,10 +76,9 @@ def _check(model: SparseModel, x: Tensor | Several, y: Tensor, where: str) -> No
             f"dictionary of them, got {got}"
         )
     own, rows = model.output_scale.dtype, example.batch
-    values = x.tensors if isinstance(x, Several) else [x]
-    for number, (value, like) in enumerate(zip(values, example.tensors, strict=True)):
+    for number, (value, like) in enumerate(zip(tensors_of(x), example.tensors, strict=True)):
         place = f"{where}, input {number + 1}" if isinstance(x, Several) else where
-        if isinstance(x, Several) and not (like.ndim and len(like) == rows):
+        if isinstance(x, Several) and not has_rows(like, rows):
             continue  # no rows: one for all examples
         check(
             value,

@@ -12,7 +12,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from pyro_sparse.modules import adopt, unconstrained
+from pyro_sparse.modules import adopt, leaves
 
 from .elbo import ELBO
 from .recipe import FusedAdam
@@ -102,22 +102,17 @@ class SVI(pyro.infer.SVI):
         """Note the parameters of a trace: what moves is what Pyro was told of, as in stock SVI."""
         known = {id(value) for value in self._read.parameters()}
         stored = self._read.get_submodule("stored")
-        new: list[Tensor] = []
-        for name, site in trace.nodes.items():
-            if site["type"] != "param":
-                continue
-            value = unconstrained(site["value"])
+        first, new = not self._moving, []
+        for name, value in leaves(trace).items():
             if id(value) not in known:
                 adopt(stored, name, value)
-            if not any(value is other for other in (*self._moving, *new)):
+            if not any(value is other for other in self._moving):
                 new.append(value)
-        if not new:
-            return
-        if self._moving and self.optimizer is not None:
-            self.optimizer.add_param_group({"params": new})
-        self._moving += new
-        if len(self._moving) == len(new):
+                self._moving.append(value)
+        if first and new:
             self.optimizer = self._make_optimizer()
+        elif new and self.optimizer is not None:
+            self.optimizer.add_param_group({"params": new})
 
     def _make_optimizer(self) -> torch.optim.Optimizer | None:
         optim: Any = self.optim
@@ -133,20 +128,18 @@ class SVI(pyro.infer.SVI):
 
     def _terms(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Tensor | None]:
         """Loss and gradients, from a tape where there is one."""
-        leaves, spec = tree_flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        rest = tuple(None if isinstance(leaf, Tensor) else _Is(leaf) for leaf in leaves)
-        key = spec, rest
-        taped = None
-        if self.reason is None:
-            taped = self._tapes.get(key)
-            if taped is None and len(self._tapes) < MOST_KINDS:
-                taped = Taped(_Step(self, leaves, spec), self._read)
-                self._tapes[key] = taped
+        given, spec = tree_flatten((args, kwargs))
+        inputs = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        step = _Step(self, given, spec)
+        if self.reason is not None:
+            return step(*inputs)
+        key = spec, tuple(None if isinstance(leaf, Tensor) else _Is(leaf) for leaf in given)
+        if key not in self._tapes and len(self._tapes) < MOST_KINDS:
+            self._tapes[key] = Taped(step, self._read)
+        taped = self._tapes.get(key)
         if taped is None:
-            return _Step(self, leaves, spec)(*inputs)
-        if taped.reason is not None:
-            self.reason = taped.reason
+            return step(*inputs)
+        self.reason = taped.reason
         return taped(*inputs)
 
 
@@ -170,17 +163,17 @@ class _Is:
 class _Step:
     """Loss and gradients as a function of the tensors among the arguments."""
 
-    def __init__(self, svi: SVI, leaves: list[Any], spec: TreeSpec) -> None:
+    def __init__(self, svi: SVI, given: list[Any], spec: TreeSpec) -> None:
         self._svi, self._spec = svi, spec
-        self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self._others = [None if isinstance(leaf, Tensor) else leaf for leaf in given]
+        self._places = [i for i, leaf in enumerate(given) if isinstance(leaf, Tensor)]
 
     def __call__(self, *inputs: Tensor) -> list[Tensor | None]:
         svi = self._svi
-        leaves = list(self._leaves)
+        given = list(self._others)
         for place, value in zip(self._places, inputs, strict=True):
-            leaves[place] = value
-        args, kwargs = tree_unflatten(leaves, self._spec)
+            given[place] = value
+        args, kwargs = tree_unflatten(given, self._spec)
         with pyro.validation_enabled(False), poutine.trace(param_only=True) as captured:
             loss = svi._elbo.differentiable_loss(svi.model, svi.guide, *args, **kwargs)
         svi.collect(captured.trace)  # of another batch there may be more

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sparse.guides import GroupGuide
-from pyro_sparse.inputs import Several, as_rows
+from pyro_sparse.inputs import Several, as_rows, tensors_of
 from pyro_sparse.models import SparseModel
 from pyro_sparse.modules import own_parameters
 from pyro_sparse.names import UNDECIDED
@@ -320,8 +320,7 @@ class Training:
 
     def settled(self, x: Tensor, y: Tensor) -> bool:
         """Whether a step on such a batch costs what it will cost from now on."""
-        inputs = x.tensors if isinstance(x, Several) else [x]
-        return self.taped is None or self.taped.ready(*inputs, y, self._weight())
+        return self.taped is None or self.taped.ready(*tensors_of(x), y, self._weight())
 
     @property
     def _first(self) -> bool:
@@ -344,10 +343,9 @@ class Training:
         moving = self._moving()
         for parameter in moving:  # two generations of gradients would lie there at the peak
             parameter.grad = None
-        inputs = [x]
         if isinstance(x, Several):  # of one structure in all batches, by the check of the data
-            self._several, inputs = x, x.tensors
-        terms, *gradients = taped(*inputs, y, self._weight())
+            self._several = x
+        terms, *gradients = taped(*tensors_of(x), y, self._weight())
         for parameter, gradient in zip(moving, gradients, strict=True):
             parameter.grad = gradient
         assert terms is not None

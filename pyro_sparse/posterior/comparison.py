@@ -47,8 +47,8 @@ class GuideComparison:
         """A DataFrame with a line a guide.
 
         Columns: ``elbo`` with its standard error by the draws, ``importance_weighted``: the bound
-        with tenths of the draws, whose distance from the ELBO is a lower bound of what KL(q ‖
-        posterior) is at least (both in nats), ``khat`` of the joint law, and ``seconds``. Bounds
+        with tenths of the draws, from which the ELBO is away by at most KL(q ‖ posterior) (both in
+        nats), ``khat`` of the joint law, and ``seconds``. Bounds
         are NaN where the model has no evidence.
         """
         import pandas as pd
